@@ -1,0 +1,54 @@
+# `make lab` and `make test` do all their own set-up; nothing but Python 3.11+ and make is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LAB_FLAGS ?=
+PYTEST_FLAGS ?= -n auto --dist loadfile -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help lab run test lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+lab: $(VENV)/.notebooks  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab $(LAB_FLAGS) notebooks/00_overview.ipynb
+
+run: $(VENV)/.package  ## the prompt, its tokens, the shapes and the next tokens, without a browser
+	@$(BIN)/python -m llama3_scratch
+
+test: $(VENV)/.test  ## run everything there is to test
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval --nbval-current-env tests notebooks
+
+lint: $(VENV)/.test  ## check style, of the notebooks too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.test  ## put all code into the project's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and everything that was made
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# One environment, filled in steps, so that `make run` and `make lab` need not wait for the tests'
+# packages. A stamp is newer than what it was made from, so a second run starts at once. torch goes
+# first: no other package may pull in another build of it.
+$(VENV)/.package: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is \
+	needed, this is " + sys.version.split()[0] + ": name another one by make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.notebooks: $(VENV)/.package
+	$(PIP) --editable '.[notebooks]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.notebooks
+	$(PIP) --editable '.[notebooks,test]'
+	@touch $@

@@ -1,0 +1,111 @@
+"""The command line: `python -m llama3_scratch "some prompt"`."""
+
+import argparse
+import itertools
+import os
+import sys
+import textwrap
+
+import torch
+
+from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
+from llama3_scratch.checkpoint import DTYPES
+
+INDENT = {"initial_indent": "  ", "subsequent_indent": "  ", "break_long_words": False}
+
+
+def parser():
+    """The arguments, as `--help` shows them."""
+    args = argparse.ArgumentParser(
+        prog="python -m llama3_scratch",
+        description="Run a prompt through Llama 3 and watch: the tokens with their ids, the shape "
+        "of each stage, the five likeliest next tokens, and then the text as it is chosen.",
+        epilog="Without --checkpoint the environment variable LLAMA3_CHECKPOINT names one; without "
+        "that it is the tiny Llama 3 that ships with this package.",
+    )
+    add = args.add_argument
+    add("prompt", nargs="?", default=PROMPT, help=f'the text to continue (default: "{PROMPT}")')
+    add("--checkpoint", metavar="DIR", help="a folder with Meta's files, or: tiny, random")
+    add("--max-new", type=int, default=32, metavar="N", help="at most N new tokens (default: 32)")
+    add("--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token "
+        "each time (default); 1 draws by the model's own probabilities")  # fmt: skip
+    add("--top-p", type=float, default=1.0, metavar="X", help="draw only among the likeliest "
+        "tokens that together have probability X (default: 1, all)")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="for drawing the same text again")
+    add("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, mps")
+    add("--dtype", choices=DTYPES, help="the type to compute in (default: as stored)")
+    return args
+
+
+def print_stages(seen, config, tokenizer):
+    """Print what `watch` saw of a forward pass: the stages' shapes, the five likeliest tokens."""
+    by_name = {call["def"]: call for call in seen}
+    whole, inside, heads = (by_name[name] for name in ("forward", "block", "attention"))
+    stages = [
+        ("residual stream", whole["stream"], "T D"),
+        ("queries, by head", heads["rotated_query"], "T N H"),
+        ("keys, by head", heads["rotated_key"], "T K H"),
+        ("values, by head", heads["value"], "T K H"),
+        ("after attention", inside["middle"], "T D"),
+        ("logits", whole["return"], "T V"),
+    ]
+    print()
+    for name, tensor, letters in stages:
+        print(f"  {name:18} {shape(tensor, letters, config)}")
+    top = whole["return"][-1].softmax(-1).topk(min(5, config.vocab_size))
+    print("\nnext token, and its probability")
+    for probability, token in zip(top.values, top.indices, strict=True):
+        print(f"  {tokenizer.decode([token])!r:14} {token:>7}  {probability:.4f}")
+
+
+def run(args):
+    """Do what the arguments say; raises `InputError`."""
+    weights, config, tokenizer = load(args.checkpoint, DTYPES.get(args.dtype), _device(args.device))
+    tokens = tokenizer.encode(args.prompt)
+    new = generate(
+        weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
+        seed=args.seed, stop=tokenizer.stop_ids,
+    )  # fmt: skip
+    pieces = [f"{tokenizer.decode([token])!r} {token}".replace(" ", "\0") for token in tokens]
+    print(f"{config.n_parameters:,} parameters in {config.n_layers} layers\n\n{len(tokens)} tokens")
+    print(textwrap.fill("  ".join(pieces), 96, **INDENT).replace("\0", " "), flush=True)
+    with watch(model.forward, model.block, model.attention) as seen:
+        first = list(itertools.islice(new, 1))
+    if seen:
+        print_stages(seen, config, tokenizer)
+    print(f"\n{args.prompt}", end="", flush=True)
+    for text in tokenizer.stream(itertools.chain(first, new)):
+        print(text, end="", flush=True)
+    print()
+
+
+def main(arguments=None):
+    """Run the command line; returns the exit code: 0, or 2 with one message on stderr."""
+    args = parser().parse_args(arguments)
+    try:
+        run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print()
+        return 130
+    except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _device(name):
+    """The device of that name, if this machine has it."""
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.item()
+        return probe.device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"--device {name} cannot be used here: {reason}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

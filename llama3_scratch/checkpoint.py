@@ -1,0 +1,224 @@
+"""Weights on disk <-> {name: tensor}, in the layout of Meta's releases.
+
+A checkpoint is a folder with `params.json`, `tokenizer.model` and `consolidated.00.pth`, or, for
+large models, several `consolidated.NN.pth`, each with a slice of every matrix.
+"""
+
+import base64
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from llama3_scratch.config import Config, InputError, require, weight_shapes
+from llama3_scratch.tokenizer import Tokenizer
+
+TINY = Path(__file__).parent / "tiny" / "checkpoint"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The matrices whose columns Meta's model-parallel files share out; of the others they share out the
+# rows, and the norms stand whole in every file (`reshard_mp` in llama-models' checkpoint.py).
+SPLIT_BY_COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")
+
+
+def load(directory=None, dtype=None, device="cpu"):
+    """A checkpoint's folder or name -> (weights, config, tokenizer).
+
+    directory: a folder, "tiny" (ships with the package), or "random" (the sizes and the tokenizer
+    of tiny, weights from seed 0). None stands for the environment's LLAMA3_CHECKPOINT, else "tiny".
+    dtype: torch.float32, bfloat16 or float16; None leaves the tensors as they are stored.
+
+    weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`, memory-mapped: a tensor is
+    read from disk when it is first used, unless `dtype` or `device` asks for a copy. Unpickling is
+    restricted to tensors (`weights_only=True`). Raises `InputError`.
+    """
+    name = str(directory or os.environ.get("LLAMA3_CHECKPOINT") or "tiny")
+    folder = TINY if name in ("tiny", "random") else Path(name).expanduser()
+    require(
+        folder.is_dir(),
+        f"{name!r} is not a checkpoint: expected a folder with params.json, tokenizer.model and "
+        "consolidated.00.pth, or one of the names 'tiny' and 'random'.",
+    )
+    config = Config.from_params(folder / "params.json")
+    release = "3.1" if config.rope_scaling else "3"
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.model", release)
+    require(
+        tokenizer.vocab_size == config.vocab_size,
+        f"{folder}: tokenizer.model has {len(tokenizer.ranks)} ranks, with the special tokens "
+        f"{tokenizer.vocab_size}, but vocab_size in params.json is {config.vocab_size}: the two "
+        "belong to different models.",
+    )
+    if name == "random":
+        weights = random_weights(config, seed=0, dtype=torch.bfloat16)
+    else:
+        weights = _read_weights(folder, config)
+    if dtype is None and torch.device(device).type == "cpu":
+        return weights, config, tokenizer
+    moved = {key: weights[key].to(device=device, dtype=dtype) for key in weights}
+    if config.tied_output:
+        moved["output.weight"] = moved["tok_embeddings.weight"]
+    return moved, config, tokenizer
+
+
+def save(directory, weights, config, tokenizer):
+    """Write a checkpoint's three files. Each gets its name only when it is complete."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    params = json.dumps(config.to_params(), indent=2) + "\n"
+    ranks = [(base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items()]
+    lines = b"".join(b"%s %d\n" % pair for pair in ranks)
+    write = {
+        "params.json": lambda path: path.write_bytes(params.encode()),
+        "tokenizer.model": lambda path: path.write_bytes(lines),
+        "consolidated.00.pth": lambda path: torch.save(dict(weights), path),
+    }
+    for name, write_to in write.items():
+        unfinished = folder / f"{name}.part"
+        try:
+            write_to(unfinished)
+            os.replace(unfinished, folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def random_weights(config, seed, dtype=torch.float32):
+    """Config, seed -> {name: tensor}, as a model has them before training.
+
+    Norms are 1; a matrix is normal with variance 1/(number of its inputs), so that values keep
+    their size on the way through; the embedding table is normal with variance 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in weight_shapes(config).items():
+        scale = 1.0 if name == "tok_embeddings.weight" else 1 / math.sqrt(shape[-1])
+        matrix = len(shape) == 2
+        drawn = torch.randn(shape, generator=generator) * scale if matrix else torch.ones(shape)
+        weights[name] = drawn.to(dtype)
+    if config.tied_output:
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    return weights
+
+
+def check_finite(weights):
+    """Raise `InputError` with the names of all tensors that hold a NaN or an infinity."""
+    bad = [(name, "") for name in weights if not torch.isfinite(weights[name]).all()]
+    require(
+        not bad,
+        "the checkpoint has values that are not finite (NaN or infinity), so what it says means "
+        f"nothing. Download it again. They are in\n{_by_layer(bad)}",
+    )
+
+
+class _Shards(Mapping):
+    """{name: tensor} over several files: a tensor's slices are joined when it is asked for."""
+
+    def __init__(self, files):
+        self.files, self.names = files, list(files[0])
+
+    def __getitem__(self, name):
+        slices = [file[name] for file in self.files]
+        return slices[0] if slices[0].dim() == 1 else torch.cat(slices, dim=_split_dim(name))
+
+    def __iter__(self):
+        return iter(self.names)
+
+    def __len__(self):
+        return len(self.names)
+
+
+def _split_dim(name):
+    return 1 if name.endswith(SPLIT_BY_COLUMNS) else 0
+
+
+def _read_weights(folder, config):
+    """The tensors of all consolidated.NN.pth in a folder, checked against the architecture."""
+    found = sorted(path.name for path in folder.glob("consolidated.*.pth"))
+    require(
+        found and found == [f"consolidated.{i:02d}.pth" for i in range(len(found))],
+        f"{folder}: expected the weights in consolidated.00.pth (large models: also .01.pth and so "
+        f"on, none left out), found {', '.join(found) or 'none'}.",
+    )
+    files = [_read_file(folder / name) for name in found]
+    for name, tensors in zip(found, files, strict=True):
+        if config.tied_output and "tok_embeddings.weight" in tensors:
+            tensors["output.weight"] = tensors["tok_embeddings.weight"]
+        faults = _faults(tensors, config, len(files))
+        require(
+            not faults,
+            f"{folder / name} does not fit params.json; the two may belong to different models:\n"
+            f"{_by_layer(faults)}",
+        )
+    return files[0] if len(files) == 1 else _Shards(files)
+
+
+def _read_file(path):
+    """One .pth -> {name: tensor}, memory-mapped; nothing but tensors is ever unpickled."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+        require(
+            start.startswith(b"PK\x03\x04"),
+            f"{path} is no file of weights: it starts with {start!r}, expected b'PK\\x03\\x04' "
+            "(torch.save's zip format). Is it the pointer to a download, or an unfinished one?",
+        )
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except Exception as error:  # torch.load raises many kinds for a bad file
+        reason = str(error).strip().split("\n")[0][:200]
+        if "Weights only load failed" in reason:
+            raise InputError(
+                f"{path} is refused: it holds more than tensors, and loading that could run a "
+                "stranger's code. Nothing was run. Get the file from its maker."
+            ) from None
+        size = path.stat().st_size
+        raise InputError(
+            f"{path} is damaged or cut short at {size:,} bytes ({reason}). Download it again."
+        ) from None
+    require(
+        isinstance(content, dict)
+        and all(isinstance(name, str) for name in content)
+        and all(isinstance(tensor, torch.Tensor) for tensor in content.values()),
+        f"{path} holds no dictionary of named tensors. Is it a Llama checkpoint?",
+    )
+    return content
+
+
+def _faults(tensors, config, n_files):
+    """[(name, what is wrong)] of one file that holds the n-th part of every matrix."""
+    faults, expected = [], weight_shapes(config)
+    types = [tensor.dtype for tensor in tensors.values() if tensor.dtype in DTYPES.values()]
+    usual = max(types, key=types.count, default=None)
+    for name, tensor in tensors.items():
+        if name not in expected:
+            faults.append((name, "is not expected"))
+        elif tensor.dtype != usual:
+            kinds = f"one of {', '.join(DTYPES)}, the same for all"
+            faults.append((name, f"is {str(tensor.dtype).split('.')[1]}, expected {kinds}"))
+    for name, shape in expected.items():
+        if len(shape) == 2:
+            split = _split_dim(name)
+            shape = tuple(n // n_files if dim == split else n for dim, n in enumerate(shape))
+        if name not in tensors:
+            faults.append((name, f"is missing, expected {list(shape)}"))
+        elif tuple(tensors[name].shape) != shape:
+            faults.append((name, f"is {list(tensors[name].shape)}, expected {list(shape)}"))
+    return faults
+
+
+def _by_layer(faults, most=16):
+    """[(tensor, what is wrong)] -> a line for each fault, the same one of many layers in one."""
+    groups = {}
+    for name, fault in faults:
+        layers = groups.setdefault((re.sub(r"^layers\.\d+", "layers.*", name), fault), [])
+        layers += re.findall(r"^layers\.(\d+)", name)
+    lines = []
+    for (name, fault), layers in groups.items():
+        lines.append(f"  {name.replace('*', ','.join(layers), 1)} {fault}")
+    more = [f"  and {len(lines) - most} more such lines"] if len(lines) > most else []
+    return "\n".join(lines[:most] + more)

@@ -1,0 +1,211 @@
+"""Sizes and names: the architecture of Llama 3 as a table.
+
+One letter for each size, here and in every docstring, comment, equation and figure:
+
+    T  tokens now being computed (queries)          N  query heads
+    S  tokens attended to (keys): cached + T        K  key/value heads
+    V  vocabulary                                   G  query heads to one key/value head, N/K
+    L  layers                                       H  head size, D/N
+    D  width of the residual stream                 P  rotated pairs, H/2
+    F  feed-forward width
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """A file, a setting or an argument is not what it should be; the message says what to do."""
+
+
+def require(condition, message):
+    """Raise `InputError` with this message unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def _require_number(name, value, whole=False):
+    right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    kind = "a positive whole number" if whole else "a positive number"
+    require(right_type and 0 < value < math.inf, f"{name} is {value!r}: expected {kind}.")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 and later slow RoPE's long waves (`apply_scaling` in Meta's model.py).
+
+    Wavelengths are in tokens. Those under `original_length / high_freq_factor` stay, those over
+    `original_length / low_freq_factor` become `factor` times longer, with a ramp between the two.
+    """
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            _require_number(f"rope_scaling.{name}", value)
+        require(
+            self.low_freq_factor < self.high_freq_factor,
+            f"rope_scaling.low_freq_factor is {self.low_freq_factor}: expected less than "
+            f"high_freq_factor, which is {self.high_freq_factor}.",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sizes of one model, under Meta's names (`params.json`, `llama3/args.py`).
+
+    The last two say what Meta's `params.json` does not: how RoPE is scaled, and whether the output
+    matrix is the embedding table. Raises `InputError` for values that are impossible or do not fit.
+    """
+
+    dim: int  # D
+    n_layers: int  # L
+    n_heads: int  # N
+    n_kv_heads: int  # K
+    vocab_size: int  # V
+    multiple_of: int  # F is rounded up to a multiple of this
+    norm_eps: float
+    rope_theta: float
+    ffn_dim_multiplier: float | None = None
+    rope_scaling: RopeScaling | None = None
+    tied_output: bool = False
+
+    def __post_init__(self):
+        for field in fields(self)[:9]:
+            value = getattr(self, field.name)
+            if value is not None or field.name != "ffn_dim_multiplier":
+                _require_number(field.name, value, whole=field.type is int)
+        tied, N, K = self.tied_output, self.n_heads, self.n_kv_heads
+        require(isinstance(tied, bool), f"tied_output is {tied!r}: expected true or false.")
+        require(N % K == 0, f"n_heads is {N}: expected a multiple of n_kv_heads, which is {K}.")
+        require(
+            self.dim % (2 * N) == 0,
+            f"dim is {self.dim}: expected a multiple of 2 x n_heads = {2 * N}, so that all heads "
+            "have one size and split into pairs for RoPE.",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """H, the size of one head."""
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """F, the width of the feed-forward layer (`FeedForward.__init__` in Meta's model.py)."""
+        width = int(2 * (4 * self.dim) / 3)
+        if self.ffn_dim_multiplier is not None:
+            width = int(self.ffn_dim_multiplier * width)
+        return self.multiple_of * math.ceil(width / self.multiple_of)
+
+    @property
+    def context_length(self) -> int:
+        """Positions the model was made for: 8192, or 131072 since 3.1 (Meta's model cards)."""
+        return 8192 if self.rope_scaling is None else 131072
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The alphabet of this model: {letter: number}; T and S depend on the text."""
+        N, K, H = self.n_heads, self.n_kv_heads, self.head_dim
+        model = {"V": self.vocab_size, "L": self.n_layers, "D": self.dim, "F": self.ffn_dim}
+        return model | {"N": N, "K": K, "G": N // K, "H": H, "P": H // 2}
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers training has to find; a tied output matrix counts once."""
+        every = sum(math.prod(shape) for shape in weight_shapes(self).values())
+        return every - self.tied_output * self.vocab_size * self.dim
+
+    @classmethod
+    def from_params(cls, path: str | Path) -> "Config":
+        """Read a `params.json`. Raises `InputError` for every unknown, missing or bad key.
+
+        `use_scaled_rope: true` says that RoPE is scaled, not by how much. Meta's reference code
+        has 8 built in, which is right for 3.1; but 3.2-1B and 3.2-3B were trained with 32 (see
+        their `config.json`), so these two are known by their sizes. The keys `rope_scaling` and
+        `tied_output` are this project's own, for models that no such rule knows.
+        """
+        params = _read_json(Path(path))
+        names = {field.name for field in fields(cls)}
+        optional = {"ffn_dim_multiplier", "rope_scaling", "tied_output", "use_scaled_rope"}
+        faults = [f"\n  unknown key {key!r}" for key in params if key not in names | optional]
+        faults += [f"\n  missing key {key!r}" for key in sorted(names - optional - params.keys())]
+        require(not faults, f"{path} is not of a Llama 3 text model:{''.join(faults[:16])}")
+        scaled, scaling = params.pop("use_scaled_rope", False), params.pop("rope_scaling", None)
+        try:
+            require(
+                isinstance(scaled, bool), f"use_scaled_rope is {scaled!r}: expected true or false."
+            )
+            config = cls(**params)
+            if scaling is not None:
+                return replace(config, rope_scaling=RopeScaling(**scaling))
+        except (InputError, TypeError) as error:
+            raise InputError(f"{path}: {error}") from None
+        if not scaled:
+            return config
+        for preset in PRESETS.values():
+            if preset.rope_scaling and preset.sizes == config.sizes:
+                tied, scaling = preset.tied_output, preset.rope_scaling
+                return replace(config, rope_scaling=scaling, tied_output=tied)
+        return replace(config, rope_scaling=RopeScaling(factor=8.0))
+
+    def to_params(self) -> dict:
+        """The content of a `params.json` from which `from_params` makes this config again."""
+        params = {key: value for key, value in asdict(self).items() if value not in (None, False)}
+        return params | ({"use_scaled_rope": True} if self.rope_scaling else {})
+
+
+def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The whole architecture: {name in Meta's checkpoint: shape}, in the order of Meta's file."""
+    V, D, F = config.vocab_size, config.dim, config.ffn_dim
+    NH, KH = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    one_layer = {
+        "attention.wq.weight": (NH, D),
+        "attention.wk.weight": (KH, D),
+        "attention.wv.weight": (KH, D),
+        "attention.wo.weight": (D, NH),
+        "feed_forward.w1.weight": (F, D),
+        "feed_forward.w3.weight": (F, D),
+        "feed_forward.w2.weight": (D, F),
+        "attention_norm.weight": (D,),
+        "ffn_norm.weight": (D,),
+    }
+    shapes = {"tok_embeddings.weight": (V, D)}
+    for i in range(config.n_layers):
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in one_layer.items()}
+    return shapes | {"norm.weight": (D,), "output.weight": (V, D)}
+
+
+def _read_json(path):
+    try:
+        params = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}). Download it again.") from None
+    require(isinstance(params, dict), f"{path} holds {str(params)[:40]!r}: expected settings.")
+    return params
+
+
+def _llama(dim, n_layers, n_heads, multiple_of, ffn_dim_multiplier, factor=None, tied=False):
+    """What all released Llama 3 text models share, and what sets them apart."""
+    return Config(
+        dim, n_layers, n_heads, 8, 128256, multiple_of, 1e-5, 500000.0, ffn_dim_multiplier,
+        factor and RopeScaling(factor), tied,
+    )  # fmt: skip
+
+
+# Sizes as in Meta's `sku_list.py` (package llama-models); factors as in the models' `config.json`.
+PRESETS = {
+    "Llama-3-8B": _llama(4096, 32, 32, 1024, 1.3),
+    "Llama-3-70B": _llama(8192, 80, 64, 4096, 1.3),
+    "Llama-3.1-8B": _llama(4096, 32, 32, 1024, 1.3, factor=8.0),
+    "Llama-3.1-70B": _llama(8192, 80, 64, 4096, 1.3, factor=8.0),
+    "Llama-3.1-405B": _llama(16384, 126, 128, 4096, 1.2, factor=8.0),
+    "Llama-3.2-1B": _llama(2048, 16, 32, 256, 1.5, factor=32.0, tied=True),
+    "Llama-3.2-3B": _llama(3072, 28, 24, 256, 1.0, factor=32.0, tied=True),
+}

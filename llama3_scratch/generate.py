@@ -1,0 +1,83 @@
+"""Choosing a token, and going on."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from llama3_scratch.cache import Cache
+from llama3_scratch.checkpoint import check_finite
+from llama3_scratch.config import InputError, require
+from llama3_scratch.model import attend as readable_attend
+from llama3_scratch.model import forward
+
+
+def token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):
+    """[..., V], float32 -> [..., V]: the probabilities from which the next token is drawn.
+
+    The logits are divided by the temperature; then only the `top_k` likeliest tokens stay; then
+    only the smallest set of likeliest tokens that holds `top_p` of what is left (nucleus sampling,
+    Holtzman et al. 2019, arXiv:1904.09751; cut where Meta's `sample_top_p` cuts).
+    """
+    below_best = logits - logits.amax(-1, keepdim=True)  # at most 0: a low temperature is no risk
+    probabilities = F.softmax(below_best / temperature, dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[..., top_k:] = 0
+        ordered = ordered / ordered.sum(-1, keepdim=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = ordered.masked_fill(before > top_p, 0)
+    return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+
+
+def choose(logits, temperature=0.0, top_k=None, top_p=1.0, generator=None):
+    """[V], float32 -> one token: the likeliest at temperature 0, else drawn at random."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities = token_probabilities(logits, temperature, top_k, top_p)
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def generate(
+    weights, tokens, config, max_new, *,
+    temperature=0.0, top_k=None, top_p=1.0, seed=None, stop=(), attend=readable_attend,
+):  # fmt: skip
+    """Weights, prompt's ids, Config -> a generator of at most `max_new` further ids.
+
+    The prompt goes through the model at once, then each chosen token alone, with a cache. A token
+    of `stop` (for instance `tokenizer.stop_ids`) ends the text and is not given out. The same seed
+    gives the same ids on the same machine; None draws a new one. Raises `InputError` for a bad
+    argument before anything is computed, and for weights that are not finite.
+    """
+    tokens, V, limit = list(tokens), config.vocab_size, config.context_length
+    require(tokens, "the prompt has no tokens: expected at least <|begin_of_text|>.")
+    outside = [token for token in tokens if not 0 <= token < V]
+    require(not outside, f"there is no token {outside[:1]}: ids go from 0 to {V - 1}.")
+    require(max_new >= 0, f"max_new is {max_new}: expected 0 or more tokens.")
+    require(
+        len(tokens) + max_new <= limit,
+        f"the prompt has {len(tokens)} tokens and max_new is {max_new}: expected at most {limit} "
+        "in all, this model's context length.",
+    )
+    require(0 <= temperature < math.inf, f"temperature is {temperature}: expected 0 or more.")
+    require(0 < top_p <= 1, f"top_p is {top_p}: expected more than 0 and at most 1.")
+    require(top_k is None or top_k >= 1, f"top_k is {top_k}: expected 1 or more, or None for all.")
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return _steps(weights, tokens, config, max_new, sampling, seed, set(stop), attend)
+
+
+@torch.inference_mode()
+def _steps(weights, tokens, config, max_new, sampling, seed, stop, attend):
+    table = weights["tok_embeddings.weight"]
+    generator = torch.Generator(table.device)
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    cache = Cache(config, max(1, len(tokens) + max_new - 1), (), table.dtype, table.device)
+    for _ in range(max_new):
+        logits = forward(weights, torch.tensor(tokens, device=table.device), config, cache, attend)
+        if not torch.isfinite(logits[-1]).all():
+            check_finite(weights)
+            raise InputError(f"the logits overflow in {table.dtype}: use a wider type (dtype).")
+        tokens = [choose(logits[-1], **sampling, generator=generator)]
+        if tokens[0] in stop:
+            return
+        yield tokens[0]

@@ -1,0 +1,421 @@
+"""The forward pass against Meta's, Hugging Face's and PyTorch's, and against its own properties."""
+
+import ast
+import inspect
+import re
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CONFIGS, ODD, make_tokens, make_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama3_scratch import PRESETS, cache, model
+from llama3_scratch.config import Config, RopeScaling, weight_shapes
+from llama3_scratch.watch import watch
+
+DTYPES = [torch.float32, torch.bfloat16]
+NAMES = list(CONFIGS)
+
+
+def close(ours, theirs, tolerance=1e-5):
+    """Largest difference within `tolerance` of the largest value: float32 rounding, no more."""
+    assert ours.shape == theirs.shape
+    worst = (ours - theirs).abs().max()
+    assert worst <= tolerance * theirs.abs().max(), f"differs by {worst}"
+
+
+# Meta's Transformer
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_metas_in_every_bit(metas_transformer, name, dtype):
+    config = CONFIGS[name]
+    weights = make_weights(config, dtype)
+    reference = metas_transformer(config, weights)
+    for n_tokens in (1, 2, 3, 4, 7, 9, 17, 64, 230):
+        tokens = make_tokens(config, n_tokens)
+        logits = model.forward(weights, tokens, config)
+        assert logits.dtype == torch.float32
+        assert torch.equal(logits, reference(tokens[None])[0]), f"{n_tokens} tokens"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_batch_of_logits_equals_metas_in_every_bit(metas_transformer, dtype):
+    weights, tokens = make_weights(ODD, dtype), make_tokens(ODD, 3, 17)
+    assert torch.equal(
+        model.forward(weights, tokens, ODD), metas_transformer(ODD, weights)(tokens)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_logits_equal_metas_in_every_bit(metas_transformer, name, dtype):
+    config = CONFIGS[name]
+    weights, tokens = make_weights(config, dtype), make_tokens(config, 60)
+    reference = metas_transformer(config, weights)
+    memory, start = cache.Cache(config, 60, dtype=dtype), 0
+    for n_tokens in (7, 1, 1, 5, *[1] * 36, 10):
+        new = tokens[start : start + n_tokens]
+        logits = model.forward(weights, new, config, memory)
+        assert torch.equal(logits, reference(new[None], start)[0]), f"at position {start}"
+        start += n_tokens
+
+
+# Hugging Face's LlamaForCausalLM
+
+
+def hugging_face_logits(config, weights, tokens, permute=True):
+    """The logits of `LlamaForCausalLM`, whose query and key rows stand half-split, not in pairs."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    scaling = config.rope_scaling
+    rope = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    if scaling:
+        rope |= {"rope_type": "llama3", "original_max_position_embeddings": scaling.original_length}
+        rope |= {"factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor}
+        rope |= {"high_freq_factor": scaling.high_freq_factor}
+    reference = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size, hidden_size=config.dim, rms_norm_eps=config.norm_eps,
+            intermediate_size=config.ffn_dim, num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
+            rope_parameters=rope, max_position_embeddings=config.context_length,
+            attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    names = {
+        "tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head",
+        "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
+        "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
+        "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }  # fmt: skip
+    state = {}
+    for name, tensor in weights.items():
+        layer, inside = re.fullmatch(r"(layers\.\d+\.)?(.*)\.weight", name).groups()
+        if permute and inside in ("attention.wq", "attention.wk"):
+            pairs = tensor.unflatten(0, (-1, config.head_dim // 2, 2))
+            tensor = pairs.transpose(1, 2).reshape(tensor.shape)
+        state[("model." + layer if layer else "") + names[inside] + ".weight"] = tensor
+    reference.load_state_dict(state)
+    with torch.inference_mode():
+        return reference(tokens[None]).logits[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_hugging_faces(name):
+    config = CONFIGS[name]
+    weights, tokens = make_weights(config), make_tokens(config, 40)
+    logits = model.forward(weights, tokens, config)
+    close(logits, hugging_face_logits(config, weights, tokens))
+    with pytest.raises(AssertionError, match="differs"):
+        close(logits, hugging_face_logits(config, weights, tokens, permute=False))
+
+
+# PyTorch's own functions
+
+
+def test_rms_norm_is_pytorchs():
+    x, weight = torch.randn(3, 7, 60), torch.randn(60)
+    close(model.rms_norm(x, weight, 1e-5), F.rms_norm(x, (60,), weight, 1e-5), 1e-6)
+    zeros = model.rms_norm(torch.zeros(2, 60), weight, 1e-5)
+    assert torch.equal(zeros, torch.zeros(2, 60))  # eps keeps 0/0 away
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
+def test_attend_is_pytorchs_fused_attention(leading):
+    H = ODD.head_dim
+    query, keys, values = (
+        torch.randn(*leading, n, heads, H) for n, heads in [(7, 6), (9, 2), (9, 2)]
+    )
+    mask = torch.where(torch.arange(9) > torch.arange(2, 9)[:, None], -torch.inf, 0.0)
+    readable = model.attend(query, keys, values, mask)
+    close(model.attend_fused(query, keys, values, mask), readable, 1e-6)
+    with pytest.raises(AssertionError, match="differs"):  # the other way to hand out 2 heads to 6
+        swapped = query.unflatten(-2, (3, 2)).transpose(-3, -2).flatten(-3, -2)
+        close(model.attend_fused(swapped, keys, values, mask), readable, 1e-6)
+
+
+def test_the_fused_seam_gives_the_same_logits():
+    weights, tokens = make_weights(ODD), make_tokens(ODD, 2, 17)
+    readable = model.forward(weights, tokens, ODD)
+    close(model.forward(weights, tokens, ODD, attend=model.attend_fused), readable)
+
+
+# RoPE
+
+
+def test_frequencies_are_llama_3s():
+    frequencies = model.rope_frequencies(PRESETS["Llama-3-8B"])
+    exact = torch.tensor([500000.0], dtype=torch.float64) ** -(torch.arange(64) / 64)
+    assert frequencies.dtype == torch.float32
+    close(frequencies.double(), exact, 1e-6)
+    printed = [1.0, 8.1462e-01, 6.6360e-01, 5.4058e-01, 4.4037e-01]  # public walkthroughs
+    close(frequencies[:5], torch.tensor(printed), 1e-4)
+    close(frequencies[-2:], torch.tensor([3.0139e-06, 2.4551e-06]), 1e-4)
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Llama-3.2-1B"])
+def test_scaled_frequencies(name):
+    """Short waves stay, long ones are slowed by the factor, the ramp between is monotonous."""
+    from llama_models.llama3.model import precompute_freqs_cis
+
+    config = PRESETS[name]
+    plain = model.rope_frequencies(PRESETS["Llama-3-8B"] if "8B" in name else unscaled(config))
+    scaled = model.rope_frequencies(config)
+    waves = 2 * torch.pi / plain
+    factor = config.rope_scaling.factor
+    assert torch.equal(scaled[waves < 8192 / 4], plain[waves < 8192 / 4])
+    assert torch.equal(scaled[waves > 8192], plain[waves > 8192] / factor)
+    ratio = plain / scaled
+    assert ((1 <= ratio) & (ratio <= factor)).all()
+    assert (ratio.diff() >= -1e-6).all()
+    metas = precompute_freqs_cis(config.head_dim, 3, config.rope_theta, use_scaled=True)[1]
+    ours = torch.polar(torch.ones_like(scaled), scaled)
+    # Meta's code has factor 8 built in, which is wrong for 3.2-1B and 3.2-3B
+    assert torch.equal(ours, metas) == (factor == 8)
+
+
+def unscaled(config):
+    import dataclasses
+
+    return dataclasses.replace(config, rope_scaling=None)
+
+
+def rotations_at(positions, config=ODD):
+    angles = torch.outer(positions.float(), model.rope_frequencies(config))
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500), st.integers(0, 99))
+def test_scores_depend_on_the_distance_alone(query_at, key_at, shift, seed):
+    """Same distance, same product, within 1e-4 of |q||k| (angles up to 1000 in float32)."""
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (torch.randn(1, 1, ODD.head_dim, generator=generator) for _ in range(2))
+
+    def product(m, n):
+        turned = [
+            model.rotate(x, rotations_at(torch.tensor([at]))) for x, at in [(query, m), (key, n)]
+        ]
+        return (turned[0] * turned[1]).sum()
+
+    here, there = product(query_at, key_at), product(query_at + shift, key_at + shift)
+    assert (here - there).abs() <= 1e-4 * query.norm() * key.norm()
+
+
+def test_rotation_keeps_lengths_and_turns_by_position():
+    x = torch.randn(9, 6, ODD.head_dim)
+    turned = model.rotate(x, rotations_at(torch.arange(9)))
+    close(turned.norm(dim=-1), x.norm(dim=-1), 1e-6)
+    assert torch.equal(turned[0], x[0])  # position 0 turns nothing
+    ones = torch.tensor([1.0, 0.0]).repeat(ODD.head_dim // 2)[None, None]  # every pair is 1 + 0i
+    pairs = model.rotate(ones, rotations_at(torch.tensor([3]))).unflatten(-1, (-1, 2))[0, 0]
+    angles = 3 * model.rope_frequencies(ODD)
+    close(pairs, torch.stack([angles.cos(), angles.sin()], -1), 1e-6)
+
+
+# Properties
+
+
+@settings(max_examples=30, deadline=None, report_multiple_bugs=False)
+@given(st.integers(2, 24), st.integers(0, 99), st.data())
+def test_no_token_looks_ahead(n_tokens, seed, data):
+    """Changing token t changes no bit of any logit before t, and does change those at t."""
+    weights, tokens = make_weights(ODD), make_tokens(ODD, n_tokens, seed=seed)
+    at = data.draw(st.integers(0, n_tokens - 1))
+    changed = tokens.clone()
+    changed[at] = (tokens[at] + 1) % ODD.vocab_size
+    before, after = (model.forward(weights, ids, ODD) for ids in (tokens, changed))
+    assert torch.equal(before[:at], after[:at])
+    assert not torch.equal(before[at], after[at])
+
+
+def test_every_token_looks_back():
+    """Without this, a model that sees nothing but itself would be causal too."""
+    weights, tokens = make_weights(ODD), make_tokens(ODD, 12)
+    changed = tokens.clone()
+    changed[0] = (tokens[0] + 1) % ODD.vocab_size
+    before, after = (model.forward(weights, ids, ODD) for ids in (tokens, changed))
+    assert ((before - after).abs().amax(-1) > 1e-4).all()
+
+
+@settings(max_examples=15, deadline=None, report_multiple_bugs=False)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(0, 99))
+def test_cached_is_uncached_wherever_the_text_is_cut(lengths, seed):
+    """Within 1e-5 of the logit scale: matrices of other heights round differently."""
+    weights, tokens = make_weights(ODD), make_tokens(ODD, sum(lengths), seed=seed)
+    whole = model.forward(weights, tokens, ODD)
+    memory = cache.Cache(ODD, len(tokens))
+    parts = [model.forward(weights, part, ODD, memory) for part in tokens.split(lengths)]
+    close(torch.cat(parts), whole)
+    assert memory.length == len(tokens)
+
+
+@pytest.mark.parametrize("leading", [(1,), (4,), (2, 3)])
+def test_a_batch_is_a_loop(leading):
+    weights, tokens = make_weights(ODD), make_tokens(ODD, *leading, 11)
+    memory = cache.Cache(ODD, 11, leading)
+    together = model.forward(weights, tokens, ODD, memory)
+    assert together.shape == (*leading, 11, ODD.vocab_size)
+    rows = [model.forward(weights, row, ODD) for row in tokens.flatten(0, -2)]
+    close(together.flatten(0, -3), torch.stack(rows))
+
+
+def test_inputs_are_left_as_they_were():
+    weights, tokens = make_weights(ODD), make_tokens(ODD, 11)
+    copies = {name: tensor.clone() for name, tensor in weights.items()}
+    model.forward(weights, tokens, ODD, cache.Cache(ODD, 11))
+    assert torch.equal(tokens, make_tokens(ODD, 11))
+    assert all(torch.equal(weights[name], copies[name]) for name in copies)
+
+
+def test_gradients_reach_every_weight():
+    """Notebook 10 trains this function."""
+    weights = {name: tensor.requires_grad_() for name, tensor in make_weights(ODD).items()}
+    tokens = make_tokens(ODD, 2, 30)
+    logits = model.forward(weights, tokens[:, :-1], ODD)
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    assert all(tensor.grad.abs().max() > 0 for tensor in weights.values())
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("name", ["Llama-3-8B", "Llama-3-70B", "Llama-3.1-405B"])
+def test_full_size_on_the_meta_device(name):
+    """Shapes without numbers: the whole forward pass of the large models in seconds."""
+    config, began = PRESETS[name], time.perf_counter()
+    weights = {
+        key: torch.empty(shape, device="meta", dtype=torch.bfloat16)
+        for key, shape in weight_shapes(config).items()
+    }
+    tokens = torch.zeros(17, dtype=torch.long, device="meta")
+    with watch(model.attention) as seen:
+        logits = model.forward(weights, tokens, config)
+    assert logits.shape == (17, 128256) and logits.dtype == torch.float32
+    assert len(seen) == config.n_layers
+    assert seen[0]["rotated_query"].shape == (17, config.n_heads, 128)
+    assert seen[0]["rotated_key"].shape == (17, 8, 128)
+    assert time.perf_counter() - began < 60
+
+
+def check_shape(tensor, letters, sizes, where):
+    """letters: "..., T, N, H"; each may be a product, N*H. Raises AssertionError when it differs."""
+    words = letters.split(", ")
+    leading = words[0] == "..."
+    expected = []
+    for word in words[leading:]:
+        n = 1
+        for letter in word.split("*"):
+            n *= sizes[letter]
+        expected.append(n)
+    found = list(tensor.shape)
+    assert len(found) == len(expected) or (leading and len(found) > len(expected)), where
+    assert found[len(found) - len(expected) :] == expected, f"{where}: [{letters}] is {found}"
+
+
+def shape_claims(function):
+    """The shapes that a function's source states: {local name: letters} and (inputs, output)."""
+    source = inspect.getsource(function)
+    comments = {}
+    for number, line in enumerate(source.splitlines(), start=1):
+        if found := re.search(r"  # \[([^\]]*)\]$", line):
+            comments[number] = found[1]
+    names = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and node.end_lineno in comments:
+            names[node.targets[0].id] = comments.pop(node.end_lineno)
+    assert not comments, f"shape comments beside no assignment: {comments}"
+    signature = inspect.getdoc(function).splitlines()[0].split("->")
+    inputs, output = (re.findall(r"\[([^\]]*)\]", side) for side in (signature[0], signature[-1]))
+    return names, inputs, output[:1] if len(signature) == 2 else []
+
+
+FUNCTIONS = [
+    model.rms_norm, model.rope_frequencies, model.rotate, model.attend, model.attend_fused,
+    model.attention, model.feed_forward, model.block, model.forward,
+]  # fmt: skip
+
+
+def calls_of(function, leading, attend):
+    """The recorded calls of one function in a forward pass with cache: 2 tokens, then 7 more."""
+    weights = make_weights(ODD)
+    tokens, memory = make_tokens(ODD, *leading, 9), cache.Cache(ODD, 9, leading)
+    model.forward(weights, tokens[..., :2], ODD, memory)
+    with watch(function) as seen:
+        model.forward(weights, tokens[..., 2:], ODD, memory, attend)
+    return seen
+
+
+@pytest.mark.parametrize("leading", [(), (5,)])
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_written_shapes_are_the_real_ones(function, leading):
+    """Every `# [...]` beside an assignment and every signature of a docstring, on real tensors."""
+    sizes = ODD.sizes | {"T": 7, "S": 9}
+    names, inputs, output = shape_claims(function)
+    assert output, f"{function.__name__}: the docstring's first line is no shape signature"
+    attend = model.attend_fused if function is model.attend_fused else model.attend
+    seen = calls_of(function, leading, attend)
+    assert seen
+    for call in seen:
+        if function is model.rotate:  # its docstring: for keys K in place of N
+            sizes["N"] = call["x"].shape[-2]
+            assert sizes["N"] in (ODD.n_heads, ODD.n_kv_heads)
+        for name, letters in names.items():
+            if name in call:  # a name of the branch not taken is not there
+                check_shape(call[name], letters, sizes, f"{function.__name__}: {name}")
+        arguments = [call[name] for name in inspect.signature(function).parameters]
+        tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+        assert len(tensors) == len(inputs), function.__name__
+        for letters, tensor in zip(inputs, tensors, strict=True):
+            check_shape(tensor, letters, sizes, f"{function.__name__}: an argument")
+        check_shape(call["return"], output[0], sizes, f"{function.__name__}: the result")
+
+
+def test_shape_claims_of_the_branch_not_taken():
+    """RoPE's scaling is not run by the sizes above."""
+    config = CONFIGS["scaled RoPE"]
+    names, _, _ = shape_claims(model.rope_frequencies)
+    with watch(model.rope_frequencies) as seen:
+        model.rope_frequencies(config)
+    for name, letters in names.items():
+        check_shape(seen[0][name], letters, config.sizes, name)
+
+
+def test_a_wrong_shape_is_noticed():
+    with pytest.raises(AssertionError, match="is \\[7, 60\\]"):
+        check_shape(torch.zeros(7, 60), "..., D, T", ODD.sizes | {"T": 7}, "here")
+    assert len(set((ODD.sizes | {"T": 7, "S": 9}).values())) == 11  # no two letters are one number
+
+
+def test_every_name_is_assigned_once():
+    """So that `watch` shows every intermediate value; the residual stream is the one exception."""
+    for function in FUNCTIONS + [model.layer]:
+        tree = ast.parse(inspect.getsource(function))
+        stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and type(n.ctx) is ast.Store]
+        again = {name for name in stored if stored.count(name) > 1}
+        assert again <= {"stream"}, f"{function.__name__} assigns {again} again"
+
+
+def test_sizes_of_a_real_config_are_not_typed_into_the_model():
+    """No literal of the model is a size: only 0, 1, 2 and the dimensions counted from the end."""
+    tree = ast.parse(inspect.getsource(model))
+    numbers = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float))
+    }
+    assert numbers <= {0, 0.0, 1, 1.0, 2, 3}
+
+
+def test_factor_32_is_not_metas_8():
+    """3.2-1B says `use_scaled_rope: true` like 3.1, and means another factor."""
+    tall = Config(2048, 16, 32, 8, 128256, 256, 1e-5, 500000.0, 1.5, RopeScaling(8.0))
+    slow = model.rope_frequencies(PRESETS["Llama-3.2-1B"])
+    assert not torch.equal(slow, model.rope_frequencies(tall))
