@@ -5,7 +5,7 @@ from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint import load, random_weights, save
 from llama3_scratch.config import PRESETS, Config, InputError, weight_shapes
 from llama3_scratch.generate import generate
-from llama3_scratch.model import forward
+from llama3_scratch.model import attend, forward
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.watch import shape, watch
 

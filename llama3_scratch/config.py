@@ -142,6 +142,8 @@ class Config:
             )
             config = cls(**params)
             if scaling is not None:
+                is_object = isinstance(scaling, dict)
+                require(is_object, f"rope_scaling is {scaling!r}: expected an object.")
                 return replace(config, rope_scaling=RopeScaling(**scaling))
         except (InputError, TypeError) as error:
             raise InputError(f"{path}: {error}") from None

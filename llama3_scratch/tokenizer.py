@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tiktoken
 
-from llama3_scratch.config import InputError
+from llama3_scratch.config import InputError, require
 
 # How text is cut into pieces before merging; no token crosses a cut (Meta's llama3/tokenizer.py).
 SPLIT_PATTERN = (
@@ -74,24 +74,25 @@ class Tokenizer:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            expected = len(ranks)
             try:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
-                right = int(rank) == len(ranks) - 1
+                right = int(rank) == expected == len(ranks) - 1
             except ValueError:
                 right = False
-            if not right:
-                raise InputError(
-                    f"{path}, line {number}: found {line[:40]!r}, expected a token in base64, a "
-                    f"space and its rank, {len(ranks)}, with no token twice. This is not Llama 3's "
-                    "tokenizer.model (a text file, not a SentencePiece model); download it again."
-                )
-        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-        if missing:
-            raise InputError(
-                f"{path} has {len(ranks)} tokens; expected the 256 single bytes among them, and "
-                f"{len(missing)} are missing. The file is cut short; download it again."
+            require(
+                right,
+                f"{path}, line {number}: found {line[:40]!r}, expected a token in base64, a space "
+                f"and its rank, {expected}, with no token twice. This is not Llama 3's "
+                "tokenizer.model (a text file, not a SentencePiece model); download it again.",
             )
+        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+        require(
+            not missing,
+            f"{path} has {len(ranks)} tokens; expected the 256 single bytes among them, and "
+            f"{len(missing)} are missing. The file is cut short; download it again.",
+        )
         return cls(ranks, release)
 
     def encode(
@@ -102,12 +103,10 @@ class Tokenizer:
         The text of a special token is text like any other, unless `allowed_special` names it
         ("all" for every one). The ids are those of Meta's `Tokenizer.encode`.
         """
-        if not isinstance(text, str):
-            raise InputError(f"the text is of type {type(text).__name__}: expected str.")
+        require(isinstance(text, str), f"the text is a {type(text).__name__}: expected a str.")
         if allowed_special != "all":
             unknown = sorted(set(allowed_special) - self.special.keys())
-            if unknown:
-                raise InputError(f"allowed_special: {unknown[0]!r} is not a special token here.")
+            require(not unknown, f"allowed_special: {unknown[:1]} is not a special token here.")
             allowed_special = set(allowed_special)
         ids = [self.bos_id] if bos else []
         for part in _short_parts(text):
@@ -149,11 +148,11 @@ class Tokenizer:
         """
         ids = [self.bos_id]
         for message in messages:
-            if message.keys() != {"role", "content"} or message["role"] not in ROLES:
-                raise InputError(
-                    f"found the message {message!r}: expected the keys role and content, and as "
-                    f"role one of {', '.join(ROLES)}."
-                )
+            require(
+                message.keys() == {"role", "content"} and message["role"] in ROLES,
+                f"found the message {message!r}: expected the keys role and content, and as role "
+                f"one of {', '.join(ROLES)}.",
+            )
             ids += self._header(message["role"]) + self.encode(message["content"], bos=False)
             ids.append(self.special["<|eot_id|>"])
         return ids + self._header("assistant")

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 
-from llama3_scratch.config import PRESETS, InputError
+from llama3_scratch.config import PRESETS, require
 
 
 @contextlib.contextmanager
@@ -22,8 +22,7 @@ def watch(*functions):
     names = {}
     for function in functions:
         code = getattr(function, "__code__", None)
-        if code is None:
-            raise InputError(f"cannot watch {function!r}: it is not a function written in Python.")
+        require(code, f"cannot watch {function!r}: it is not a function written in Python.")
         names[code] = function.__name__
     seen, before = [], sys.getprofile()
 
@@ -49,10 +48,11 @@ def shape(tensor, letters, config):
     """
     words = letters.split()
     text = {word: n for word, n in zip(words, tensor.shape, strict=False) if word in ("T", "S")}
-    here, there = (
-        [math.prod((sizes | text)[letter] for letter in word.split("*")) for word in words]
-        for sizes in (config.sizes, PRESETS["Llama-3-8B"].sizes)
-    )
-    if list(tensor.shape) != here:
-        raise InputError(f"the shape is {list(tensor.shape)}, but [{letters}] says {here}.")
+    readings = []
+    for sizes in (config.sizes | text, PRESETS["Llama-3-8B"].sizes | text):
+        for letter in letters.replace("*", " ").split():
+            require(letter in sizes, f"{letter!r} is no size: expected one of {', '.join(sizes)}.")
+        readings.append([math.prod(sizes[letter] for letter in w.split("*")) for w in words])
+    here, there = readings
+    require(list(tensor.shape) == here, f"the shape is {list(tensor.shape)}, not {words} = {here}.")
     return f"{'[' + ', '.join(words) + ']':15} here {str(here):15} Llama-3-8B {there}"

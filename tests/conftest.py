@@ -1,4 +1,4 @@
-"""What the tests share: sizes, weights, Meta's reference, and a tolerant comparison of notebooks."""
+"""What the tests share: sizes, weights, Meta's reference, and a tolerant comparison of outputs."""
 
 import re
 

@@ -18,7 +18,7 @@ BF16 = {"name": "odd sizes", "dtype": torch.bfloat16}
 FP32 = {"name": "odd sizes", "dtype": torch.float32}
 SCALED = {"name": "scaled RoPE", "dtype": torch.float32}
 
-# what is wrong: (module, the right line's text, the wrong one, the test that notices, its arguments)
+# what is wrong: (module, right text, wrong text, the test that notices, that test's arguments)
 MUTATIONS = {
     "scores divided by H, not by its root": (
         model, "math.sqrt(query.shape[-1])", "query.shape[-1]", METAS, FP32),
@@ -91,8 +91,8 @@ MUTATIONS = {
     "feed-forward reads the stream before attention": (
         model, "rms_norm(middle,", "rms_norm(x,", METAS, FP32),
     "the two norms of a block swapped": (
-        model, 'rms_norm(x, weights["attention_norm.weight"]', 'rms_norm(x, weights["ffn_norm.weight"]',
-        METAS, FP32),
+        model, 'normed = rms_norm(x, weights["attention_norm.weight"]',
+        'normed = rms_norm(x, weights["ffn_norm.weight"]', METAS, FP32),
     "last norm missing": (
         model, 'normed = rms_norm(stream, weights["norm.weight"], config.norm_eps)',
         "normed = stream", METAS, FP32),
@@ -101,7 +101,8 @@ MUTATIONS = {
     "output tied to the embedding": (
         model, 'weights["output.weight"]', 'weights["tok_embeddings.weight"]', METAS, FP32),
     "logits not in float32": (
-        model, '@ weights["output.weight"].T).float()', '@ weights["output.weight"].T)', METAS, BF16),
+        model, '@ weights["output.weight"].T).float()', '@ weights["output.weight"].T)',
+        METAS, BF16),
     "positions restart with every call": (
         model, "positions = torch.arange(start, stop,", "positions = torch.arange(0, stop - start,",
         CACHED, {}),

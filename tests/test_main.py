@@ -1,0 +1,102 @@
+"""The command line, as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from llama3_scratch import PROMPT, generate, load
+from llama3_scratch.__main__ import main
+
+
+def run(*arguments, **kwargs):
+    command = [sys.executable, "-m", "llama3_scratch", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def test_the_prompt_goes_in_and_42_comes_out():
+    done = run()
+    assert done.returncode == 0 and done.stderr == ""
+    assert "17 tokens" in done.stdout and "'<|begin_of_text|>'" in done.stdout
+    assert "[T, D]" in done.stdout and "Llama-3-8B [17, 4096]" in done.stdout
+    top = done.stdout.partition("probability\n")[2].splitlines()[:5]
+    assert len(top) == 5 and top[0].split()[0] == "'42'"
+    assert done.stdout.endswith(f"\n{PROMPT}42\n")
+
+
+def test_what_is_printed_is_what_is_computed(capsys):
+    arguments = ["Ben likes tea.", "--max-new", "9", "--temperature", "0.9", "--top-p", "0.95"]
+    assert main([*arguments, "--seed", "4", "--dtype", "float32"]) == 0
+    shown = capsys.readouterr().out
+    weights, config, tokenizer = load("tiny", torch.float32)
+    tokens = tokenizer.encode("Ben likes tea.")
+    new = generate(
+        weights, tokens, config, 9, temperature=0.9, top_p=0.95, seed=4, stop=tokenizer.stop_ids
+    )
+    assert shown.endswith("\nBen likes tea." + tokenizer.decode(list(new)) + "\n")
+    for token in tokens:
+        assert f"{tokenizer.decode([token])!r} {token}" in shown
+
+
+def test_help_reads_well(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    flags = [
+        "--checkpoint",
+        "--max-new",
+        "--temperature",
+        "--top-p",
+        "--seed",
+        "--device",
+        "--dtype",
+    ]
+    for word in [*flags, "LLAMA3_CHECKPOINT", "default"]:
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--checkpoint", "nowhere"], "'nowhere' is not a checkpoint: expected a folder"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--device", "meta"], "--device meta cannot be used here"),
+        (["--max-new", "-1"], "max_new is -1"),
+        (["--max-new", "100000"], "expected at most 8192"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--top-p", "0"], "top_p is 0.0"),
+        (["--max-new", "many"], "invalid int value: 'many'"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(arguments, says, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as done:
+        code = done.code
+    shown = capsys.readouterr()
+    assert code == 2 and says in shown.err and "Traceback" not in shown.err
+    assert len(shown.err.splitlines()) <= 24 and shown.out == ""
+
+
+def test_a_mistake_from_the_shell():
+    done = run("--checkpoint", "nowhere")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: 'nowhere'") and "Traceback" not in done.stderr
+
+
+def test_the_environment_names_a_checkpoint(tmp_path):
+    import os
+
+    done = run("ab", env=os.environ | {"LLAMA3_CHECKPOINT": str(tmp_path / "mine")})
+    assert done.returncode == 2 and "mine" in done.stderr
+
+
+def test_only_tokens_when_nothing_is_to_be_chosen(capsys):
+    assert main(["--max-new", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "17 tokens" in shown and shown.endswith(f"\n{PROMPT}\n")
