@@ -31,9 +31,10 @@ def load(directory=None, dtype=None, device="cpu"):
     of tiny, weights from seed 0). None stands for the environment's LLAMA3_CHECKPOINT, else "tiny".
     dtype: torch.float32, bfloat16 or float16; None leaves the tensors as they are stored.
 
-    weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`, memory-mapped: a tensor is
-    read from disk when it is first used, unless `dtype` or `device` asks for a copy. Unpickling is
-    restricted to tensors (`weights_only=True`). Raises `InputError`.
+    weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`. On the CPU they stay on
+    disk, memory-mapped: a tensor is read, and cast, whenever it is used, so that no more than a
+    layer need be in memory (`dict(weights)` holds all). Unpickling is restricted to tensors
+    (`weights_only=True`). Raises `InputError`.
     """
     name = str(directory or os.environ.get("LLAMA3_CHECKPOINT") or "tiny")
     folder = TINY if name in ("tiny", "random") else Path(name).expanduser()
@@ -52,12 +53,13 @@ def load(directory=None, dtype=None, device="cpu"):
         "belong to different models.",
     )
     if name == "random":
-        weights = random_weights(config, seed=0, dtype=torch.bfloat16)
+        stored = random_weights(config, seed=0, dtype=torch.bfloat16)
     else:
-        weights = _read_weights(folder, config)
-    if dtype is None and torch.device(device).type == "cpu":
-        return weights, config, tokenizer
-    moved = {key: weights[key].to(device=device, dtype=dtype) for key in weights}
+        stored = _read_weights(folder, config)
+    if torch.device(device).type == "cpu":
+        cast = _OnDemand(stored, lambda key: stored[key].to(dtype))
+        return stored if dtype is None else cast, config, tokenizer
+    moved = {key: stored[key].to(device=device, dtype=dtype) for key in stored}
     if config.tied_output:
         moved["output.weight"] = moved["tok_embeddings.weight"]
     return moved, config, tokenizer
@@ -112,21 +114,32 @@ def check_finite(weights):
     )
 
 
-class _Shards(Mapping):
-    """{name: tensor} over several files: a tensor's slices are joined when it is asked for."""
+class _OnDemand(Mapping):
+    """{name: tensor}, where each tensor is made by `make(name)` whenever it is asked for."""
 
-    def __init__(self, files):
-        self.files, self.names = files, list(files[0])
+    def __init__(self, names, make):
+        self.names, self.make = dict.fromkeys(names), make
 
     def __getitem__(self, name):
-        slices = [file[name] for file in self.files]
-        return slices[0] if slices[0].dim() == 1 else torch.cat(slices, dim=_split_dim(name))
+        if name not in self.names:
+            raise KeyError(name)
+        return self.make(name)
 
     def __iter__(self):
         return iter(self.names)
 
     def __len__(self):
         return len(self.names)
+
+
+def _joined(files):
+    """The tensors of several files, each joined from its slices."""
+
+    def join(name):
+        slices = [file[name] for file in files]
+        return slices[0] if slices[0].dim() == 1 else torch.cat(slices, dim=_split_dim(name))
+
+    return _OnDemand(files[0], join)
 
 
 def _split_dim(name):
@@ -151,7 +164,7 @@ def _read_weights(folder, config):
             f"{folder / name} does not fit params.json; the two may belong to different models:\n"
             f"{_by_layer(faults)}",
         )
-    return files[0] if len(files) == 1 else _Shards(files)
+    return files[0] if len(files) == 1 else _joined(files)
 
 
 def _read_file(path):

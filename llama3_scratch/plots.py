@@ -9,11 +9,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 INK, CARD = "#1b1b2f", "#ffffff"
-_STYLE = {
+STYLE = {
     "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "axes.titlecolor": INK,
     "xtick.color": INK, "ytick.color": INK, "font.size": 9, "svg.fonttype": "none",
-    "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans",
+    "axes.spines.top": False, "axes.spines.right": False, "font.family": ["DejaVu Sans", "sans-serif"],
 }  # fmt: skip
 # From the card's white to dark violet: nothing looked at is white, as paper is.
 _FROM_WHITE = LinearSegmentedColormap.from_list(
@@ -21,38 +21,38 @@ _FROM_WHITE = LinearSegmentedColormap.from_list(
 )
 
 
-def attention_heatmap(matrix, labels, title="", bar="probability", size=None) -> Figure:
+def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) -> Figure:
     """[T, T] and T labels (tokens) -> a heatmap: a row for each query, a column for each key.
 
     matrix: attention probabilities or scores; minus infinity is left blank. `bar` names the values
     beside the colour bar. A space in a label is drawn as `·`, so that ` is` and `is` differ.
+    axes: where to draw, for a picture of several panels; None makes a figure of its own.
     """
     matrix = matrix.detach().float().cpu()
     finite = matrix[matrix.isfinite()]
-    probabilities = bool(finite.min() >= 0) and bool(finite.max() <= 1)
+    limits = (0, 1) if finite.min() >= 0 and finite.max() <= 1 else (None, None)
     marked = [label.replace(" ", "·").replace("\n", "⏎") for label in labels]
-    side = size or min(9.0, 2.4 + 0.27 * len(labels))
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
+    lines = [i + 0.5 for i in range(len(labels))]
+    with plt.rc_context(STYLE):
+        if axes is None:
+            side = min(9.0, 2.4 + 0.27 * len(labels))
+            axes = plt.figure(figsize=(side + 0.6, side), layout="constrained").subplots()
         image = axes.imshow(
             matrix.where(matrix.isfinite(), float("nan")),
-            cmap=_FROM_WHITE if probabilities else "viridis",
-            vmin=0 if probabilities else None,
-            vmax=1 if probabilities else None,
-        )
+            cmap=_FROM_WHITE if limits == (0, 1) else "viridis", vmin=limits[0], vmax=limits[1],
+        )  # fmt: skip
         axes.set_xticks(range(len(labels)), marked, rotation=90)
         axes.set_yticks(range(len(labels)), marked)
-        axes.set_xticks([i + 0.5 for i in range(len(labels))], minor=True)
-        axes.set_yticks([i + 0.5 for i in range(len(labels))], minor=True)
+        axes.set_xticks(lines, minor=True)
+        axes.set_yticks(lines, minor=True)
         axes.grid(which="minor", color="#d9d9e3", linewidth=0.4)
         axes.tick_params(which="both", length=0)
         axes.spines[:].set_visible(False)
-        axes.set(
-            xlabel="key: the token looked at", ylabel="query: the token that looks", title=title
-        )
-        figure.colorbar(image, label=bar, shrink=0.6, pad=0.02)
-    plt.close(figure)
-    return figure
+        axes.set(xlabel="key: the token looked at", ylabel="query: the token that looks")
+        axes.set_title(title)
+        axes.figure.colorbar(image, ax=axes, label=bar, shrink=0.6, pad=0.02)
+    plt.close(axes.figure)
+    return axes.figure
 
 
 def rope_angles(rotations, title="") -> Figure:
@@ -65,7 +65,7 @@ def rope_angles(rotations, title="") -> Figure:
     n_pairs = rotations.shape[-1]
     columns = min(n_pairs, 8)
     rows = -(-n_pairs // columns)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             rows, columns, figsize=(1.15 * columns, 1.32 * rows + 0.3), squeeze=False,
             layout="constrained",

@@ -44,7 +44,7 @@ def shape(tensor, letters, config):
     `InputError` when the tensor's shape is not what the letters say.
 
     >>> print(shape(stream, "T D", config))
-    [T, D]          here [17, 192]        Llama-3-8B [17, 4096]
+    [T, D]      here [17, 192]      Llama-3-8B [17, 4096]
     """
     words = letters.split()
     text = {word: n for word, n in zip(words, tensor.shape, strict=False) if word in ("T", "S")}
@@ -55,4 +55,4 @@ def shape(tensor, letters, config):
         readings.append([math.prod(sizes[letter] for letter in w.split("*")) for w in words])
     here, there = readings
     require(list(tensor.shape) == here, f"the shape is {list(tensor.shape)}, not {words} = {here}.")
-    return f"{'[' + ', '.join(words) + ']':15} here {str(here):15} Llama-3-8B {there}"
+    return f"{'[' + ', '.join(words) + ']':11} here {str(here):14} Llama-3-8B {there}"
