@@ -8,7 +8,7 @@ PYTEST_FLAGS ?= -n auto --dist loadfile -q
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab run test lint format clean
+.PHONY: help lab run test notebooks images lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,15 @@ run: $(VENV)/.package  ## the prompt, its tokens, the shapes and the next tokens
 
 test: $(VENV)/.test  ## run everything there is to test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval --nbval-current-env tests notebooks
+
+notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their outputs
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
+	    --ClearMetadataPreprocessor.clear_cell_metadata=False \
+	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec notebooks/*.ipynb
+
+images: $(VENV)/.notebooks  ## draw the pictures again
+	$(BIN)/python images/draw.py
 
 lint: $(VENV)/.test  ## check style, of the notebooks too
 	$(BIN)/ruff check .

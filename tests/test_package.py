@@ -1,0 +1,118 @@
+"""The project around the package: what the README, the Makefile and the pictures promise."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import llama3_scratch
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_readmes_commands_exist():
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text("README.md"), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.M))
+    assert {"lab", "test", "run", "help"} <= named <= targets
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert targets == set(re.findall(r"^  make ([a-z-]+)", done.stdout, re.M))
+    assert "make test" in text(".ci/run")  # CI calls the README's own test command
+
+
+def test_the_readmes_example_runs():
+    example = re.search(r"```python\n(.*?)```", text("README.md"), re.S)[1]
+    names = {}
+    *lines, last = example.strip().splitlines()
+    exec("\n".join(lines), names)
+    shape = json.loads(re.search(r"\[17, \d+\]", example)[0])
+    assert list(names["logits"].shape) == shape
+    assert repr(eval(last, names)) == last.rpartition("# ")[2]
+
+
+def test_the_readmes_numbers_are_the_projects():
+    import test_breakage
+    import test_checkpoint
+
+    readme = text("README.md")
+    _, config, _ = llama3_scratch.load("tiny")
+    assert f"{config.n_parameters / 1e6:.1f} million parameters" in readme
+    size = (llama3_scratch.checkpoint.TINY / "consolidated.00.pth").stat().st_size
+    assert f"{size / 1e6:.0f} MB" in readme
+    lines = len(text("llama3_scratch/model.py").splitlines())
+    assert f"{lines} lines" in readme and f"{lines} lines" in text("CHANGELOG.md")
+    assert f"{len(test_breakage.MUTATIONS)} one-line mistakes" in readme
+    assert f"{len(test_checkpoint.FAULTS)} kinds of damaged checkpoint" in readme
+
+
+def test_links_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "llama3_scratch" / "tiny").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            if not target.startswith("https://"):
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_wheel_is_described():
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    assert {"notebooks", "test", "site"} <= project["optional-dependencies"].keys()
+    assert "torch>=2.6" in project["dependencies"]
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", text("constraints.txt"), re.M))
+    assert pinned["torch"] == "2.13.0"
+    assert f"## {llama3_scratch.__version__}" in text("CHANGELOG.md")
+
+
+def test_the_base_install_needs_no_extra():
+    """The package and its command line import nothing that only the extras bring."""
+    extras = "matplotlib jupyterlab IPython pytest hypothesis llama_models transformers fairscale"
+    code = (
+        "import sys, llama3_scratch.__main__; "
+        f"print([name for name in {extras.split()} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_pictures_are_the_models():
+    """`images/draw.py` draws the same words and numbers that lie in the folder."""
+    code = (
+        "import io, sys; sys.path.insert(0, 'images'); import draw\n"
+        "from llama3_scratch import plots; plt = draw.plt; file = io.StringIO()\n"
+        "with plt.rc_context(plots.STYLE): draw.overview().savefig(file, format='svg')\n"
+        "print(file.getvalue())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    words = [
+        re.findall(r"<text[^>]*>([^<]*)<", svg)
+        for svg in (done.stdout, text("images/overview.svg"))
+    ]
+    assert words[0] == words[1] and len(words[0]) > 40, done.stderr
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_in_their_form(path):
+    """Run once from the top, without errors, machine metadata or long cells; pictures described."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"].keys() == {"kernelspec"}
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in code:
+        source = "".join(cell["source"])
+        assert len(source.splitlines()) <= 16, f"{cell['id']} is long"
+        assert max(map(len, source.splitlines())) <= 88, f"{cell['id']} is wide"
+        assert not cell["metadata"]
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error"
+            assert output.get("name") != "stderr"
+            shown = "".join(output.get("text", ""))
+            assert not re.search(r"/home|/root|/tmp|0x[0-9a-f]{6}|20\d\d-\d\d", shown)
+            assert max(map(len, shown.splitlines()), default=0) <= 80, f"{cell['id']}: wide output"
