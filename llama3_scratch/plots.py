@@ -13,7 +13,7 @@ STYLE = {
     "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "axes.titlecolor": INK,
     "xtick.color": INK, "ytick.color": INK, "font.size": 9, "svg.fonttype": "none",
-    "axes.spines.top": False, "axes.spines.right": False, "font.family": ["DejaVu Sans", "sans-serif"],
+    "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
 # From the card's white to dark violet: nothing looked at is white, as paper is.
 _FROM_WHITE = LinearSegmentedColormap.from_list(
