@@ -8,13 +8,14 @@ PYTEST_FLAGS ?= -n auto --dist loadfile -q
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab run test notebooks images lint format clean
+.PHONY: help lab run test notebooks images tiny tiny-quick lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 lab: $(VENV)/.notebooks  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab $(LAB_FLAGS) notebooks/00_overview.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. \
+	    --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb $(LAB_FLAGS)
 
 run: $(VENV)/.package  ## the prompt, its tokens, the shapes and the next tokens, without a browser
 	@$(BIN)/python -m llama3_scratch
@@ -31,6 +32,16 @@ notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their output
 images: $(VENV)/.notebooks  ## draw the pictures again
 	$(BIN)/python images/draw.py
 
+tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (two hours, one core)
+	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny \
+	    --steps 6400 --rows 8 --threads 1 --resume
+	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny
+
+tiny-quick: $(VENV)/.notebooks  ## train a lesser one (about ten minutes, two cores)
+	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny-quick \
+	    --steps 2200 --rows 4 --threads 2 --resume
+	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny-quick
+
 lint: $(VENV)/.test  ## check style, of the notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,20 +55,25 @@ clean:  ## remove the environment and everything that was made
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # One environment, filled in steps, so that `make run` and `make lab` need not wait for the tests'
-# packages. A stamp is newer than what it was made from, so a second run starts at once. torch goes
-# first: no other package may pull in another build of it.
+# packages. A stamp is newer than what it was made from, so a second run starts at once. A current pip
+# first (older ones search for hours where this one does not), then torch, so that no other package
+# may pull in another build of it.
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is \
 	needed, this is " + sys.version.split()[0] + ": name another one by make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable .
+	@echo "Setting up $(VENV) with PyTorch (once; this takes a minute or more)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@$(PIP) torch
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.notebooks: $(VENV)/.package
-	$(PIP) --editable '.[notebooks]'
+	@echo "Adding JupyterLab to $(VENV) (once)"
+	@$(PIP) --editable '.[notebooks]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.notebooks
-	$(PIP) --editable '.[notebooks,test]'
+	@echo "Adding the tests' packages to $(VENV) (once)"
+	@$(PIP) --editable '.[notebooks,test]'
 	@touch $@
