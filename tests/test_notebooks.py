@@ -1,0 +1,66 @@
+"""The notebooks as files, and the comparison of their outputs. nbval itself runs them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import Tolerant
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_in_their_form(path):
+    """Run once from the top, without errors, machine metadata or long cells; pictures described."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"].keys() == {"kernelspec"}
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in code:
+        source = "".join(cell["source"])
+        assert len(source.splitlines()) <= 16, f"{cell['id']} is long"
+        assert max(map(len, source.splitlines())) <= 88, f"{cell['id']} is wide"
+        assert not cell["metadata"]
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error"
+            assert output.get("name") != "stderr"
+            shown = "".join(output.get("text", ""))
+            assert not re.search(r"/home|/root|/tmp|0x[0-9a-f]{6}|20\d\d-\d\d", shown)
+            assert max(map(len, shown.splitlines()), default=0) <= 80, f"{cell['id']}: wide output"
+
+
+def test_decimals_may_differ_by_two_thousandths_and_nothing_else():
+    stored = Tolerant("[T, D] here [17, 192]\n0.125  -0.001 42 'a 0.5'")
+    for same in ("0.127  -0.001 42", "0.125  0.001 42", "0.123  -0.003 42"):
+        assert stored == stored.replace("0.125  -0.001 42", same)
+    for other in ("0.128  -0.001 42", "0.125  -0.001 43", "0.125 -0.001 42", "0.125  nan 42"):
+        assert stored != stored.replace("0.125  -0.001 42", other)
+    assert stored != stored.replace("192", "193") and stored != stored.replace("'a", "'b")
+
+
+def test_nbval_notices_a_changed_output(tmp_path):
+    """The control of the whole lane: of four stored outputs two are as computed, two are not."""
+    stored = ["0.126", "0.135", "[17, 193]", "as it is"]
+    code = ["print(0.125)", "print(0.125)", "print([17, 192])", "print('as it is')"]
+    cells = []
+    for count, (source, output) in enumerate(zip(code, stored, strict=True), start=1):
+        stream = nbformat.v4.new_output("stream", name="stdout", text=output + "\n")
+        cells.append(nbformat.v4.new_code_cell(source, execution_count=count, outputs=[stream]))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "changed.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "conftest"]
+    done = subprocess.run(
+        [*command, "-c", os.devnull, "changed.ipynb"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+    )  # fmt: skip
+    assert "2 failed, 2 passed" in done.stdout, done.stdout + done.stderr
+    assert re.findall(r"^FAILED .*Cell (\d)", done.stdout, re.M) == ["1", "2"]
