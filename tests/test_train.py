@@ -20,6 +20,10 @@ SMALL = Config(
 )  # fmt: skip
 make_tokenizer = cache(train.make_tokenizer)  # it takes a second
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon, from torch 2.9 on"
+)
+
 
 @pytest.fixture(autouse=True)
 def one_way_to_compute(monkeypatch):
