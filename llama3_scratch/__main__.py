@@ -6,8 +6,6 @@ import os
 import sys
 import textwrap
 
-import torch
-
 from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
 from llama3_scratch.checkpoint import DTYPES
 
@@ -60,7 +58,7 @@ def print_stages(seen, config, tokenizer):
 
 def run(args):
     """Do what the arguments say; raises `InputError`."""
-    weights, config, tokenizer = load(args.checkpoint, DTYPES.get(args.dtype), _device(args.device))
+    weights, config, tokenizer = load(args.checkpoint, DTYPES.get(args.dtype), args.device)
     tokens = tokenizer.encode(args.prompt)
     new = generate(
         weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
@@ -73,6 +71,7 @@ def run(args):
         first = list(itertools.islice(new, 1))
     if seen:
         print_stages(seen, config, tokenizer)
+    del seen
     print(f"\n{args.prompt}", end="", flush=True)
     for text in tokenizer.stream(itertools.chain(first, new)):
         print(text, end="", flush=True)
@@ -82,29 +81,31 @@ def run(args):
 def main(arguments=None):
     """Run the command line; returns the exit code: 0, or 2 with one message on stderr."""
     args = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # not every terminal can show every character
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         run(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
     except KeyboardInterrupt:
         print()
         return 130
     except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(f"the output cannot be written ({error.strerror}).")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return _fail("this machine has not enough memory: try a smaller --max-new or --dtype.")
     return 0
 
 
-def _device(name):
-    """The device of that name, if this machine has it."""
-    try:
-        probe = torch.zeros(1, device=name)
-        probe.item()
-        return probe.device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"--device {name} cannot be used here: {reason}") from None
+def _fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ class Cache:
 
     keys, values: [L, ..., C, K, H], made at once for C positions (the capacity), of which the
     first `length` are filled; at 8B in bfloat16 a position takes 2 L K H x 2 bytes = 128 KiB.
-    An interrupted `forward` leaves `length`, and so the content, as it was.
+    An interrupted `forward` leaves `length`, and so the content, as it was. Type and leading
+    dimensions are those of the weights and the tokens; it is for inference, without gradients.
     """
 
     def __init__(self, config, capacity, batch=(), dtype=torch.float32, device="cpu"):

@@ -36,13 +36,21 @@ def load(directory=None, dtype=None, device="cpu"):
     layer need be in memory (`dict(weights)` holds all). Unpickling is restricted to tensors
     (`weights_only=True`). Raises `InputError`.
     """
-    name = str(directory or os.environ.get("LLAMA3_CHECKPOINT") or "tiny")
-    folder = TINY if name in ("tiny", "random") else Path(name).expanduser()
+    name = os.environ.get("LLAMA3_CHECKPOINT") or "tiny" if directory is None else str(directory)
+    folder = TINY if name in ("tiny", "random") else Path(os.path.expanduser(name))
     require(
-        folder.is_dir(),
-        f"{name!r} is not a checkpoint: expected a folder with params.json, tokenizer.model and "
-        "consolidated.00.pth, or one of the names 'tiny' and 'random'.",
+        name and os.path.isdir(folder) and os.access(folder, os.R_OK),
+        f"{name[:99]!r} is not a checkpoint: expected a folder that may be read, with params.json, "
+        "tokenizer.model and consolidated.00.pth, or one of the names 'tiny' and 'random'.",
     )
+    types = ", ".join(DTYPES)
+    require(
+        dtype in (None, *DTYPES.values()), f"dtype is {dtype}: expected one of torch's {types}."
+    )
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"device {device} cannot be used here: {_first_line(error)}") from None
     config = Config.from_params(folder / "params.json")
     release = "3.1" if config.rope_scaling else "3"
     tokenizer = Tokenizer.from_file(folder / "tokenizer.model", release)
@@ -66,24 +74,23 @@ def load(directory=None, dtype=None, device="cpu"):
 
 
 def save(directory, weights, config, tokenizer):
-    """Write a checkpoint's three files. Each gets its name only when it is complete."""
+    """Write a checkpoint's three files. They get their names only when all are complete."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     params = json.dumps(config.to_params(), indent=2) + "\n"
     ranks = [(base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items()]
     lines = b"".join(b"%s %d\n" % pair for pair in ranks)
-    write = {
-        "params.json": lambda path: path.write_bytes(params.encode()),
-        "tokenizer.model": lambda path: path.write_bytes(lines),
-        "consolidated.00.pth": lambda path: torch.save(dict(weights), path),
-    }
-    for name, write_to in write.items():
-        unfinished = folder / f"{name}.part"
-        try:
-            write_to(unfinished)
-            os.replace(unfinished, folder / name)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    names = ("consolidated.00.pth", "tokenizer.model", "params.json")
+    unfinished = [folder / f"{name}.part" for name in names]
+    try:
+        torch.save(dict(weights), unfinished[0])
+        unfinished[1].write_bytes(lines)
+        unfinished[2].write_bytes(params.encode())
+        for path, name in zip(unfinished, names, strict=True):
+            os.replace(path, folder / name)
+    finally:
+        for path in unfinished:
+            path.unlink(missing_ok=True)
 
 
 def random_weights(config, seed, dtype=torch.float32):
@@ -121,9 +128,12 @@ class _OnDemand(Mapping):
         self.names, self.make = dict.fromkeys(names), make
 
     def __getitem__(self, name):
-        if name not in self.names:
+        if name not in self:
             raise KeyError(name)
         return self.make(name)
+
+    def __contains__(self, name):
+        return name in self.names
 
     def __iter__(self):
         return iter(self.names)
@@ -157,7 +167,7 @@ def _read_weights(folder, config):
     files = [_read_file(folder / name) for name in found]
     for name, tensors in zip(found, files, strict=True):
         if config.tied_output and "tok_embeddings.weight" in tensors:
-            tensors["output.weight"] = tensors["tok_embeddings.weight"]
+            tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
         faults = _faults(tensors, config, len(files))
         require(
             not faults,
@@ -183,7 +193,7 @@ def _read_file(path):
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     except Exception as error:  # torch.load raises many kinds for a bad file
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = _first_line(error)
         if "Weights only load failed" in reason:
             raise InputError(
                 f"{path} is refused: it holds more than tensors, and loading that could run a "
@@ -196,23 +206,29 @@ def _read_file(path):
     require(
         isinstance(content, dict)
         and all(isinstance(name, str) for name in content)
-        and all(isinstance(tensor, torch.Tensor) for tensor in content.values()),
-        f"{path} holds no dictionary of named tensors. Is it a Llama checkpoint?",
+        and all(map(_is_plain, content.values())),
+        f"{path} holds no dictionary of named, dense tensors. Is it a Llama checkpoint?",
     )
     return content
+
+
+def _is_plain(tensor):
+    """Whether its numbers lie in a file, one beside the other: not sparse, nested or on meta."""
+    right_kind = isinstance(tensor, torch.Tensor) and not tensor.is_nested
+    return right_kind and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def _faults(tensors, config, n_files):
     """[(name, what is wrong)] of one file that holds the n-th part of every matrix."""
     faults, expected = [], weight_shapes(config)
     types = [tensor.dtype for tensor in tensors.values() if tensor.dtype in DTYPES.values()]
-    usual = max(types, key=types.count, default=None)
+    usual = max(types, key=types.count, default=torch.bfloat16)
     for name, tensor in tensors.items():
+        found, right = (str(dtype).split(".")[1] for dtype in (tensor.dtype, usual))
         if name not in expected:
             faults.append((name, "is not expected"))
-        elif tensor.dtype != usual:
-            kinds = f"one of {', '.join(DTYPES)}, the same for all"
-            faults.append((name, f"is {str(tensor.dtype).split('.')[1]}, expected {kinds}"))
+        elif found != right:
+            faults.append((name, f"is {found}, expected {right}"))
     for name, shape in expected.items():
         if len(shape) == 2:
             split = _split_dim(name)
@@ -221,17 +237,30 @@ def _faults(tensors, config, n_files):
             faults.append((name, f"is missing, expected {list(shape)}"))
         elif tuple(tensors[name].shape) != shape:
             faults.append((name, f"is {list(tensors[name].shape)}, expected {list(shape)}"))
+    if config.tied_output and not faults:
+        output, table = tensors["output.weight"], tensors["tok_embeddings.weight"]
+        if output.data_ptr() != table.data_ptr() and not torch.equal(output, table):
+            faults.append(("output.weight", "differs from tok_embeddings.weight: expected a tie"))
     return faults
 
 
-def _by_layer(faults, most=16):
+def _by_layer(faults, most=12):
     """[(tensor, what is wrong)] -> a line for each fault, the same one of many layers in one."""
-    groups = {}
+    layers = {}
     for name, fault in faults:
-        layers = groups.setdefault((re.sub(r"^layers\.\d+", "layers.*", name), fault), [])
-        layers += re.findall(r"^layers\.(\d+)", name)
+        key = re.sub(r"^layers\.\d+", "layers.*", name), fault
+        layers.setdefault(key, []).extend(map(int, re.findall(r"^layers\.(\d+)", name)))
     lines = []
-    for (name, fault), layers in groups.items():
-        lines.append(f"  {name.replace('*', ','.join(layers), 1)} {fault}")
+    for (name, fault), numbers in layers.items():
+        runs = (
+            [n for n in numbers if n - 1 not in numbers],
+            [n for n in numbers if n + 1 not in numbers],
+        )
+        spans = [str(a) if a == b else f"{a}-{b}" for a, b in zip(*runs, strict=True)]
+        lines.append(f"  {name.replace('*', ','.join(spans), 1)[:200]} {fault}")
     more = [f"  and {len(lines) - most} more such lines"] if len(lines) > most else []
     return "\n".join(lines[:most] + more)
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0][:200]

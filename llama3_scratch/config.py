@@ -12,6 +12,7 @@ One letter for each size, here and in every docstring, comment, equation and fig
 
 import json
 import math
+import operator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -26,10 +27,18 @@ def require(condition, message):
         raise InputError(message)
 
 
-def _require_number(name, value, whole=False):
-    right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    kind = "a positive whole number" if whole else "a positive number"
-    require(right_type and 0 < value < math.inf, f"{name} is {value!r}: expected {kind}.")
+def whole(name, value):
+    """value as an int, if it is a whole number of any type (numpy's, a tensor's)."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}: expected a whole number.") from None
+
+
+def _require_positive(name, value, kinds):
+    kind = "a positive whole number" if kinds is int else "a positive number"
+    right = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 1e30
+    require(right, f"{name} is {repr(value)[:40]}: expected {kind}.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class RopeScaling:
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            _require_number(f"rope_scaling.{name}", value)
+            _require_positive(f"rope_scaling.{name}", value, (int, float))
         require(
             self.low_freq_factor < self.high_freq_factor,
             f"rope_scaling.low_freq_factor is {self.low_freq_factor}: expected less than "
@@ -76,17 +85,28 @@ class Config:
     tied_output: bool = False
 
     def __post_init__(self):
-        for field in fields(self)[:9]:
-            value = getattr(self, field.name)
-            if value is not None or field.name != "ffn_dim_multiplier":
-                _require_number(field.name, value, whole=field.type is int)
+        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"):
+            _require_positive(name, getattr(self, name), int)
+        for name in ("norm_eps", "rope_theta", "ffn_dim_multiplier"):
+            if name != "ffn_dim_multiplier" or self.ffn_dim_multiplier is not None:
+                _require_positive(name, getattr(self, name), (int, float))
         tied, N, K = self.tied_output, self.n_heads, self.n_kv_heads
+        scaling = self.rope_scaling
+        require(
+            scaling is None or isinstance(scaling, RopeScaling),
+            f"rope_scaling is {scaling!r}: expected a RopeScaling.",
+        )
         require(isinstance(tied, bool), f"tied_output is {tied!r}: expected true or false.")
         require(N % K == 0, f"n_heads is {N}: expected a multiple of n_kv_heads, which is {K}.")
         require(
             self.dim % (2 * N) == 0,
             f"dim is {self.dim}: expected a multiple of 2 x n_heads = {2 * N}, so that all heads "
             "have one size and split into pairs for RoPE.",
+        )
+        require(
+            self.n_layers <= 1000 and 0 < self.ffn_dim < 2**31,
+            f"n_layers is {self.n_layers} and F, from dim, ffn_dim_multiplier and multiple_of, is "
+            f"{self.ffn_dim}: expected at most 1000 layers and an F from 1 to 2^31.",
         )
 
     @property
@@ -142,10 +162,13 @@ class Config:
             )
             config = cls(**params)
             if scaling is not None:
-                is_object = isinstance(scaling, dict)
-                require(is_object, f"rope_scaling is {scaling!r}: expected an object.")
+                names = [field.name for field in fields(RopeScaling)]
+                require(
+                    isinstance(scaling, dict) and {"factor"} <= scaling.keys() <= set(names),
+                    f"rope_scaling is {scaling!r}: expected an object with {', '.join(names)}.",
+                )
                 return replace(config, rope_scaling=RopeScaling(**scaling))
-        except (InputError, TypeError) as error:
+        except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if not scaled:
             return config
@@ -182,9 +205,17 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (D,), "output.weight": (V, D)}
 
 
+def _without_doubles(pairs):
+    for name in (names := [name for name, _ in pairs]):
+        if names.count(name) > 1:
+            raise ValueError(f"the key {name!r} stands there {names.count(name)} times")
+    return dict(pairs)
+
+
 def _read_json(path):
     try:
-        params = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        params = json.loads(text, object_pairs_hook=_without_doubles)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint import check_finite
-from llama3_scratch.config import InputError, require
+from llama3_scratch.config import InputError, require, whole
 from llama3_scratch.model import attend as readable_attend
 from llama3_scratch.model import forward
 
@@ -16,17 +16,17 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):
     """[..., V], float32 -> [..., V]: the probabilities from which the next token is drawn.
 
     The logits are divided by the temperature; then only the `top_k` likeliest tokens stay; then
-    only the smallest set of likeliest tokens that holds `top_p` of what is left (nucleus sampling,
-    Holtzman et al. 2019, arXiv:1904.09751; cut where Meta's `sample_top_p` cuts).
+    only the smallest set of likeliest tokens whose sum exceeds `top_p` of what is left, or all for
+    1 (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751, cut as in Meta's `sample_top_p`).
     """
     below_best = logits - logits.amax(-1, keepdim=True)  # at most 0: a low temperature is no risk
-    probabilities = F.softmax(below_best / temperature, dim=-1)
+    probabilities = F.softmax((below_best / temperature).nan_to_num(nan=0.0), dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[..., top_k:] = 0
         ordered = ordered / ordered.sum(-1, keepdim=True)
     before = ordered.cumsum(-1) - ordered
-    kept = ordered.masked_fill(before > top_p, 0)
+    kept = ordered.masked_fill(before > top_p, 0) if top_p < 1 else ordered
     return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
 
 
@@ -49,7 +49,8 @@ def generate(
     gives the same ids on the same machine; None draws a new one. Raises `InputError` for a bad
     argument before anything is computed, and for weights that are not finite.
     """
-    tokens, V, limit = list(tokens), config.vocab_size, config.context_length
+    tokens = [whole("a token", token) for token in tokens]
+    max_new, V, limit = whole("max_new", max_new), config.vocab_size, config.context_length
     require(tokens, "the prompt has no tokens: expected at least <|begin_of_text|>.")
     outside = [token for token in tokens if not 0 <= token < V]
     require(not outside, f"there is no token {outside[:1]}: ids go from 0 to {V - 1}.")
@@ -61,22 +62,29 @@ def generate(
     )
     require(0 <= temperature < math.inf, f"temperature is {temperature}: expected 0 or more.")
     require(0 < top_p <= 1, f"top_p is {top_p}: expected more than 0 and at most 1.")
-    require(top_k is None or top_k >= 1, f"top_k is {top_k}: expected 1 or more, or None for all.")
+    require(
+        top_k is None or whole("top_k", top_k) >= 1,
+        f"top_k is {top_k}: expected 1 or more, or None for all.",
+    )
+    require(
+        seed is None or -(2**63) <= whole("seed", seed) < 2**63,
+        f"seed is {seed}: expected a whole number of 64 bits, or None.",
+    )
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     return _steps(weights, tokens, config, max_new, sampling, seed, set(stop), attend)
 
 
 @torch.inference_mode()
 def _steps(weights, tokens, config, max_new, sampling, seed, stop, attend):
-    table = weights["tok_embeddings.weight"]
-    generator = torch.Generator(table.device)
+    norm = weights["norm.weight"]
+    generator = torch.Generator(norm.device)
     generator.seed() if seed is None else generator.manual_seed(seed)
-    cache = Cache(config, max(1, len(tokens) + max_new - 1), (), table.dtype, table.device)
+    cache = Cache(config, max(1, len(tokens) + max_new - 1), (), norm.dtype, norm.device)
     for _ in range(max_new):
-        logits = forward(weights, torch.tensor(tokens, device=table.device), config, cache, attend)
+        logits = forward(weights, torch.tensor(tokens, device=norm.device), config, cache, attend)
         if not torch.isfinite(logits[-1]).all():
             check_finite(weights)
-            raise InputError(f"the logits overflow in {table.dtype}: use a wider type (dtype).")
+            raise InputError(f"the logits overflow in {norm.dtype}: use a wider type (dtype).")
         tokens = [choose(logits[-1], **sampling, generator=generator)]
         if tokens[0] in stop:
             return

@@ -26,10 +26,10 @@ def rope_frequencies(config):
     plain = 1.0 / config.rope_theta ** (torch.arange(0, H, 2).float() / H)  # [P]
     if config.rope_scaling is None:
         return plain  # from Llama 3.1 on the long waves are slowed, as in Meta's `apply_scaling`
-    factor, low, high, original_length = vars(config.rope_scaling).values()
-    turns = original_length / (2 * torch.pi / plain)  # [P]
-    kept = ((turns - low) / (high - low)).clamp(0, 1)  # [P]
-    return (1 - kept) * plain / factor + kept * plain
+    by = config.rope_scaling
+    turns = by.original_length / (2 * torch.pi / plain)  # [P]
+    kept = ((turns - by.low_freq_factor) / (by.high_freq_factor - by.low_freq_factor)).clamp(0, 1)
+    return (1 - kept) * plain / by.factor + kept * plain
 
 
 def rotate(x, rotations):
@@ -67,7 +67,7 @@ def attend_fused(query, keys, values, mask):
 
 
 def attention(x, weights, rotations, mask, config, cache=None, attend=attend):
-    """[..., T, D], one layer's weights and cache, [T, P], [T, S] -> [..., T, D]."""
+    """[..., T, D], a layer's weights and cache, [T, P], [T, S] -> [..., T, D]. arXiv:1706.03762."""
     H = config.head_dim
     query = (x @ weights["attention.wq.weight"].T).unflatten(-1, (-1, H))  # [..., T, N, H]
     key = (x @ weights["attention.wk.weight"].T).unflatten(-1, (-1, H))  # [..., T, K, H]
@@ -87,7 +87,7 @@ def feed_forward(x, weights):
 
 
 def block(x, weights, rotations, mask, config, cache=None, attend=attend):
-    """[..., T, D], one layer's weights and cache, [T, P], [T, S] -> [..., T, D]."""
+    """[..., T, D], a layer's weights and cache, [T, P], [T, S] -> [..., T, D]: one layer."""
     normed = rms_norm(x, weights["attention_norm.weight"], config.norm_eps)  # [..., T, D]
     middle = x + attention(normed, weights, rotations, mask, config, cache, attend)  # [..., T, D]
     renormed = rms_norm(middle, weights["ffn_norm.weight"], config.norm_eps)  # [..., T, D]

@@ -15,6 +15,7 @@ STYLE = {
     "xtick.color": INK, "ytick.color": INK, "font.size": 9, "svg.fonttype": "none",
     "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
+VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "⏎"})  # white space in labels
 # From the card's white to dark violet: nothing looked at is white, as paper is.
 _FROM_WHITE = LinearSegmentedColormap.from_list(
     "viridis_from_white", [CARD, *plt.get_cmap("viridis_r")([0.15, 0.4, 0.7, 1.0])]
@@ -30,8 +31,8 @@ def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) ->
     """
     matrix = matrix.detach().float().cpu()
     finite = matrix[matrix.isfinite()]
-    limits = (0, 1) if finite.min() >= 0 and finite.max() <= 1 else (None, None)
-    marked = [label.replace(" ", "·").replace("\n", "⏎") for label in labels]
+    limits = (0, 1) if ((finite >= 0) & (finite <= 1)).all() else (None, None)
+    marked = [label.translate(VISIBLE) for label in labels]
     lines = [i + 0.5 for i in range(len(labels))]
     with plt.rc_context(STYLE):
         if axes is None:
@@ -41,8 +42,8 @@ def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) ->
             matrix.where(matrix.isfinite(), float("nan")),
             cmap=_FROM_WHITE if limits == (0, 1) else "viridis", vmin=limits[0], vmax=limits[1],
         )  # fmt: skip
-        axes.set_xticks(range(len(labels)), marked, rotation=90)
-        axes.set_yticks(range(len(labels)), marked)
+        axes.set_xticks(range(len(labels)), marked, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(labels)), marked, parse_math=False)
         axes.set_xticks(lines, minor=True)
         axes.set_yticks(lines, minor=True)
         axes.grid(which="minor", color="#d9d9e3", linewidth=0.4)

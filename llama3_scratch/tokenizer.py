@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tiktoken
 
-from llama3_scratch.config import InputError, require
+from llama3_scratch.config import InputError, require, whole
 
 # How text is cut into pieces before merging; no token crosses a cut (Meta's llama3/tokenizer.py).
 SPLIT_PATTERN = (
@@ -49,6 +49,7 @@ class Tokenizer:
 
     def __init__(self, ranks: dict[bytes, int], release: str = "3"):
         """ranks: {token as bytes: rank}, ranks from 0 without gaps, all 256 bytes among them."""
+        require(release in ("3", "3.1"), f"release is {release!r}: expected '3' or '3.1'.")
         names = special_tokens(release)
         self.ranks = ranks
         self.special = {name: len(ranks) + i for i, name in enumerate(names)}
@@ -104,6 +105,8 @@ class Tokenizer:
         ("all" for every one). The ids are those of Meta's `Tokenizer.encode`.
         """
         require(isinstance(text, str), f"the text is a {type(text).__name__}: expected a str.")
+        if isinstance(allowed_special, str) and allowed_special != "all":
+            allowed_special = [allowed_special]
         if allowed_special != "all":
             unknown = sorted(set(allowed_special) - self.special.keys())
             require(not unknown, f"allowed_special: {unknown[:1]} is not a special token here.")
@@ -131,12 +134,9 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token (for a special token those of its name)."""
-        try:
-            return self._tiktoken.decode_single_token_bytes(int(token))
-        except (KeyError, OverflowError):
-            raise InputError(
-                f"there is no token {int(token)}: ids go from 0 to {self.vocab_size - 1}."
-            ) from None
+        token, last = whole("a token", token), self.vocab_size - 1
+        require(0 <= token <= last, f"there is no token {token}: ids go from 0 to {last}.")
+        return self._tiktoken.decode_single_token_bytes(token)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Turns of a conversation -> the ids after which an Instruct model writes its answer.
@@ -149,7 +149,9 @@ class Tokenizer:
         ids = [self.bos_id]
         for message in messages:
             require(
-                message.keys() == {"role", "content"} and message["role"] in ROLES,
+                isinstance(message, dict)
+                and message.keys() == {"role", "content"}
+                and message["role"] in ROLES,
                 f"found the message {message!r}: expected the keys role and content, and as role "
                 f"one of {', '.join(ROLES)}.",
             )

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+from collections.abc import Mapping
 
 from llama3_scratch.config import PRESETS, require
 
@@ -17,7 +18,8 @@ def watch(*functions):
     >>> seen[0]["return"]          # what the call gave back; seen[0]["def"] is the function's name
 
     The functions know nothing of it (`sys.setprofile`). Tensors are recorded as they are, not
-    copied. Works for functions written in Python, in the thread that called `watch`.
+    copied; dictionaries are left out, so that no layer's weights stay in memory. For functions
+    written in Python, in the thread that called `watch`; a call that raised is recorded too.
     """
     names = {}
     for function in functions:
@@ -28,7 +30,8 @@ def watch(*functions):
 
     def record(frame, event, result):
         if event == "return" and frame.f_code in names:
-            seen.append({**frame.f_locals, "return": result, "def": names[frame.f_code]})
+            kept = {k: v for k, v in frame.f_locals.items() if not isinstance(v, Mapping)}
+            seen.append(kept | {"return": result, "def": names[frame.f_code]})
 
     sys.setprofile(record)
     try:

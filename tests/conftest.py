@@ -1,5 +1,6 @@
 """What the tests share: sizes, weights, Meta's reference, and a tolerant comparison of outputs."""
 
+import os
 import re
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from llama3_scratch import Config, checkpoint
 from llama3_scratch.config import RopeScaling
+
+os.environ.pop("LLAMA3_CHECKPOINT", None)  # the reader's own; the tests are about tiny
 
 # No two sizes are equal, so that a transposed view cannot pass: D 60, L 4, N 6, K 2, G 3, H 10,
 # P 5, F 77, V 101.

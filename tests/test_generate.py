@@ -81,7 +81,12 @@ def test_probabilities_in_closed_form():
     # top-p counts in what top-k has left: 4/7 of two already is more than half
     only = token_probabilities(logits, top_k=2, top_p=0.5)
     assert torch.allclose(only, torch.tensor([1.0, 0, 0, 0]), **near)
-    assert token_probabilities(logits, temperature=1e-30)[0] == 1  # no overflow near 0
+    for temperature in (1e-30, 1e-300):  # no overflow near 0
+        assert token_probabilities(logits, temperature)[0] == 1
+    many = torch.randn(128256, generator=torch.Generator().manual_seed(0)) * 3
+    near = dict(atol=1e-9, rtol=1e-5)
+    assert torch.allclose(token_probabilities(many), many.softmax(-1), **near)  # all are kept
+    near = dict(atol=1e-6, rtol=0)
     assert torch.allclose(token_probabilities(logits, top_k=99), same, **near)
 
 
@@ -133,6 +138,12 @@ def test_draws_have_the_stated_frequencies():
         ({"top_p": 0}, "top_p is 0: expected more than 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 2.5}, "top_k is 2.5: expected a whole number"),
+        ({"tokens": [1.5]}, "a token is 1.5: expected a whole number"),
+        ({"tokens": torch.zeros(2, 3)}, "expected a whole number"),
+        ({"max_new": 2.5}, "max_new is 2.5: expected a whole number"),
+        ({"seed": "a"}, "seed is 'a': expected a whole number"),
+        ({"seed": 2**64}, "seed is 18446744073709551616: expected a whole number of 64 bits"),
     ],
 )
 def test_bad_arguments_are_named_at_the_call(change, says):

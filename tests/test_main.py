@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import os
 import subprocess
 import sys
 
@@ -62,13 +63,14 @@ def test_help_reads_well(capsys):
     ("arguments", "says"),
     [
         (["--checkpoint", "nowhere"], "'nowhere' is not a checkpoint: expected a folder"),
-        (["--device", "abacus"], "--device abacus cannot be used here"),
-        (["--device", "meta"], "--device meta cannot be used here"),
+        (["--device", "abacus"], "device abacus cannot be used here"),
+        (["--device", "meta"], "device meta cannot be used here"),
         (["--max-new", "-1"], "max_new is -1"),
         (["--max-new", "100000"], "expected at most 8192"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--temperature", "nan"], "temperature is nan"),
         (["--top-p", "0"], "top_p is 0.0"),
+        (["--seed", "99999999999999999999"], "seed is 99999999999999999999: expected"),
         (["--max-new", "many"], "invalid int value: 'many'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
     ],
@@ -89,9 +91,37 @@ def test_a_mistake_from_the_shell():
     assert done.stderr.startswith("error: 'nowhere'") and "Traceback" not in done.stderr
 
 
-def test_the_environment_names_a_checkpoint(tmp_path):
-    import os
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell of other systems")
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"env": {"PYTHONIOENCODING": "ascii"}, "prompt": "caf\u00e9 \U0001f999"}, 0),
+        ({"prompt": b"caf\xe9"}, 0),  # not UTF-8
+        ({"prompt": "tiny temperature", "more": ["--temperature", "1e-300"]}, 0),
+        ({"prompt": "full", "stdout": "/dev/full"}, 2),
+    ],
+    ids=["ascii terminal", "not UTF-8", "temperature near 0", "disk full"],
+)
+def test_the_world_outside_gives_no_traceback(change, code):
+    if not os.path.exists(change.get("stdout", "/")):
+        pytest.skip("this system has no /dev/full")
+    with open(change.get("stdout", os.devnull), "w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "llama3_scratch", change["prompt"], *change.get("more", [])],
+            stdout=stdout, stderr=subprocess.PIPE, env=os.environ | change.get("env", {}),
+        )  # fmt: skip
+    assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr
 
+
+def test_too_little_memory_is_said(monkeypatch, capsys):
+    def no_memory(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr("llama3_scratch.__main__.run", no_memory)
+    assert main([]) == 2 and "not enough memory" in capsys.readouterr().err
+
+
+def test_the_environment_names_a_checkpoint(tmp_path):
     done = run("ab", env=os.environ | {"LLAMA3_CHECKPOINT": str(tmp_path / "mine")})
     assert done.returncode == 2 and "mine" in done.stderr
 

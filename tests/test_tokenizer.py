@@ -1,5 +1,6 @@
 """Ids against Meta's own `Tokenizer` and `ChatFormat`, on text from all over."""
 
+import doctest
 import random
 import time
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_the_prompt_has_the_same_pieces_in_the_tiny_tokenizer():
     _, _, tiny = load("tiny")
     assert [tiny.decode([token]) for token in tiny.encode(PROMPT)] == PIECES
     assert len(tiny.encode("42", bos=False)) == 1
+
+
+def test_the_docstrings_example(llama3):
+    example = doctest.DocTestParser().get_doctest(
+        Tokenizer.__doc__, {"tokenizer": llama3}, "", "", 0
+    )
+    assert len(example.examples) == 1
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_metas_own_example(llama3):
@@ -213,11 +222,17 @@ def test_bad_files(tmp_path):
 def test_bad_arguments(llama3):
     with pytest.raises(InputError, match="is a int: expected a str"):
         llama3.encode(42)
+    with pytest.raises(InputError, match="a token is 1.7: expected a whole number"):
+        llama3.decode([1.7])
+    with pytest.raises(InputError, match="release is 'foo'"):
+        Tokenizer(llama3.ranks, release="foo")
+    eot = llama3.special["<|eot_id|>"]
+    assert llama3.encode("<|eot_id|>", bos=False, allowed_special="<|eot_id|>") == [eot]
     with pytest.raises(InputError, match="<.nonsense.>'. is not a special token"):
         llama3.encode("", allowed_special={"<|nonsense|>"})
     for token in (-1, 128256, 2**70):
         with pytest.raises(InputError, match=f"no token {token}: ids go from 0 to 128255"):
             llama3.decode([token])
-    for message in ({"role": "robot", "content": ""}, {"role": "user"}, {"content": "hi"}):
+    for message in ({"role": "robot", "content": ""}, {"role": "user"}, {"content": "hi"}, "hi"):
         with pytest.raises(InputError, match="system, user, assistant"):
             llama3.encode_chat([message])

@@ -83,6 +83,16 @@ def test_attention_heatmap():
         assert "layer 0, head 0" in drawn(figure)
 
 
+def test_labels_are_shown_as_they_are():
+    """Dollar signs are no formulas, and white space can be seen."""
+    labels = ["$$", "$x^2$", "\t", "\r"]
+    figure = plots.attention_heatmap(torch.eye(4), labels)
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown[:2] == labels[:2] and "$x^2$" in drawn(figure)
+    assert plots.VISIBLE[ord("\t")] == shown[2] == "⇥"
+    assert plots.attention_heatmap(torch.full((4, 4), -torch.inf), labels).axes
+
+
 def test_rope_angles():
     positions = torch.arange(5)
     angles = torch.outer(positions.float(), model.rope_frequencies(ODD))
