@@ -32,9 +32,9 @@ notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their output
 images: $(VENV)/.notebooks  ## draw the pictures again
 	$(BIN)/python images/draw.py
 
-tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (two hours, one core)
+tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (about an hour, two cores)
 	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny \
-	    --steps 6400 --rows 8 --threads 1 --resume
+	    --steps 8200 --rows 8 --threads 2 --resume
 	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny
 
 tiny-quick: $(VENV)/.notebooks  ## train a lesser one (about ten minutes, two cores)

@@ -1,0 +1,85 @@
+"""The tiny model as it ships: the files, Meta's own code on them, and what its card says."""
+
+import hashlib
+import re
+
+import pytest
+import torch
+
+from llama3_scratch import PROMPT, Cache, forward, load
+from llama3_scratch.checkpoint import TINY
+from llama3_scratch.tiny import skills, train, world
+
+CARD = (TINY / "MODEL_CARD.md").read_text(encoding="utf-8")
+FILES = ["MODEL_CARD.md", "consolidated.00.pth", "params.json", "tokenizer.model"]
+
+
+def texts():
+    """The prompt, and a document of each kind from a seed that training never used."""
+    random = world.Random(train.SKILLS_SEED).random
+    return [PROMPT, *(world.document(random, kind).text for kind in world.WRITERS)]
+
+
+def test_files_and_size():
+    files = {path.name: path.stat().st_size for path in TINY.iterdir()}
+    assert set(FILES) <= set(files) and sum(files.values()) < 10e6
+    weights, config, _ = load("tiny")
+    assert config == train.CONFIG
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_ids_are_metas():
+    from llama_models.llama3.tokenizer import Tokenizer as MetasTokenizer
+
+    metas, (_, _, ours) = MetasTokenizer(TINY / "tokenizer.model"), load("tiny")
+    assert metas.n_words == ours.vocab_size
+    for text in texts():
+        assert ours.encode(text) == metas.encode(text, bos=True, eos=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_metas_in_every_bit(metas_transformer, dtype):
+    """`params.json` and the weights go into Meta's `ModelArgs` and `Transformer` unchanged."""
+    weights, config, tokenizer = load("tiny", dtype)
+    reference = metas_transformer(config, dict(weights))
+    for text in texts():
+        tokens = torch.tensor(tokenizer.encode(text))
+        logits = reference(tokens[None])[0]
+        assert torch.equal(forward(weights, tokens, config), logits)
+    memory = Cache(config, len(tokens), dtype=dtype)  # the last text again, a token at a time
+    reference(tokens[None, :1])
+    for position, token in enumerate(tokens):
+        step = forward(weights, token[None], config, memory)
+        assert torch.equal(step, reference(token[None, None], position)[0])
+
+
+def test_the_card_is_about_these_files():
+    for name in FILES[1:]:
+        digest = hashlib.sha256((TINY / name).read_bytes()).hexdigest()
+        assert f"`{digest}`" in CARD, f"{name} is {digest}"
+    assert f"{train.CONFIG.n_parameters:,} parameters" in CARD
+
+
+def test_the_card_names_every_quotation():
+    for text, author, year in world.QUOTATIONS:
+        assert f"| {text} | {author} | {year} |" in CARD
+
+
+def test_the_cards_numbers_are_measured():
+    """Loss, floor, 42 and the best heads are measured again; skills within two in a hundred."""
+    model = load("tiny", torch.float32)
+    loss, floor = skills.held_out_loss(model)
+    said = re.search(r"held-out loss ([\d.]+) nats a token, floor ([\d.]+)", CARD)
+    assert float(said[1]) == pytest.approx(loss, abs=2e-3)
+    assert float(said[2]) == pytest.approx(floor, abs=2e-3)
+    said = re.search(r"probability of 42 after the prompt: ([\d.]+)", CARD)
+    assert float(said[1]) == pytest.approx(skills.probability_of_42(model), abs=2e-3)
+    table = skills.skills(model, 240)
+    for name, skill in table.items():
+        said = re.search(rf"^{re.escape(name)} +([\d.]+) ", CARD, re.M)
+        assert float(said[1]) == pytest.approx(skill.right, abs=0.02), name
+    for name, (scores, _) in skills.heads(model).items():
+        line = re.search(rf"^{re.escape(name)} +L(\d+)\.h(\d+) ([\d.]+)", CARD, re.M)
+        layer, head, score = line.groups()
+        assert float(scores[int(layer), int(head)]) == pytest.approx(float(score), abs=0.02), name
+        assert float(scores.max()) == pytest.approx(float(score), abs=0.02), name
