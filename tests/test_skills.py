@@ -87,7 +87,7 @@ def test_the_shipped_model_reaches_every_bar():
 def test_the_random_model_reaches_none():
     failed, tried = missed("random", n_documents=30)
     bars = {what for what in tried if not isinstance(what, tuple)}  # not chance, not the medians
-    assert len(bars) > 30 and bars <= set(failed)
+    assert len(bars) >= 30 and bars <= set(failed)
 
 
 # --- Reading and answers --------------------------------------------------------------------------
