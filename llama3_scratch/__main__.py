@@ -91,10 +91,10 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print()
         return 130
-    except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
+    except OSError as error:  # what is left of the output goes nowhere, at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever reads it, `head` say, has seen enough
+            return 1
         return _fail(f"the output cannot be written ({error.strerror}).")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):

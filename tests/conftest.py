@@ -3,6 +3,9 @@
 import os
 import re
 
+# One thread to a worker, in subprocesses and kernels too: more of them only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
