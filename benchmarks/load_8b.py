@@ -37,6 +37,8 @@ def write_checkpoint(folder, config):
         name: torch.empty(shape, dtype=torch.bfloat16)
         for name, shape in weight_shapes(config).items()
     }
+    if config.tied_output:
+        del untouched["output.weight"]
     with torch.serialization.skip_data():  # writes the names and leaves room for the values
         torch.save(untouched, path)
     torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)

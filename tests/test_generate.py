@@ -84,8 +84,8 @@ def test_probabilities_in_closed_form():
     for temperature in (1e-30, 1e-300):  # no overflow near 0
         assert token_probabilities(logits, temperature)[0] == 1
     many = torch.randn(128256, generator=torch.Generator().manual_seed(0)) * 3
-    near = dict(atol=1e-9, rtol=1e-5)
-    assert torch.allclose(token_probabilities(many), many.softmax(-1), **near)  # all are kept
+    kept = token_probabilities(many)  # all of them, though their float32 sum passes 1 on the way
+    assert (kept > 0).all() and torch.allclose(kept, many.softmax(-1), atol=0, rtol=1e-3)
     near = dict(atol=1e-6, rtol=0)
     assert torch.allclose(token_probabilities(logits, top_k=99), same, **near)
 
