@@ -33,8 +33,8 @@ def load(directory=None, dtype=None, device="cpu"):
 
     weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`. On the CPU they stay on
     disk, memory-mapped: a tensor is read, and cast, whenever it is used, so that no more than a
-    layer or one of the two tables need be in memory (`dict(weights)` holds all). Unpickling is restricted to tensors
-    (`weights_only=True`). Raises `InputError`.
+    layer or one of the two tables need be in memory (`dict(weights)` holds all). Unpickling is
+    restricted to tensors (`weights_only=True`). Raises `InputError`.
     """
     name = os.environ.get("LLAMA3_CHECKPOINT") or "tiny" if directory is None else str(directory)
     folder = TINY if name in ("tiny", "random") else Path(os.path.expanduser(name))
