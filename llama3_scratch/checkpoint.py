@@ -232,6 +232,10 @@ def _faults(tensors, config, n_files):
     for name, shape in expected.items():
         if len(shape) == 2:
             split = _split_dim(name)
+            if shape[split] % n_files:
+                faults.append(
+                    (name, f"is {list(shape)}: cannot be shared out among {n_files} files")
+                )
             shape = tuple(n // n_files if dim == split else n for dim, n in enumerate(shape))
         if name not in tensors:
             faults.append((name, f"is missing, expected {list(shape)}"))

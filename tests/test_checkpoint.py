@@ -112,6 +112,22 @@ def test_metas_shards_are_joined(tmp_path, n_files):
         load(tmp_path)
 
 
+def test_shards_that_cannot_be_whole_are_refused(tmp_path):
+    """512 rows in three files of 170 are 510: two tokens would be missing without a word."""
+    config = Config(60, 1, 6, 3, BYTES.vocab_size, 3, 1e-5, 500000.0)
+    whole = make_weights(config)
+    save(tmp_path, whole, config, BYTES)
+    for i in range(3):
+        shard = {}
+        for name, tensor in whole.items():
+            split = int(name.endswith(("wo.weight", "w2.weight")))
+            size = tensor.shape[split] // 3 if tensor.dim() == 2 else len(tensor)
+            shard[name] = tensor.narrow(split if tensor.dim() == 2 else 0, 0, size).clone()
+        torch.save(shard, tmp_path / f"consolidated.{i:02d}.pth")
+    with pytest.raises(InputError, match="cannot be shared out among 3 files"):
+        load(tmp_path)
+
+
 def test_a_tied_output_shares_memory(tmp_path):
     config = Config(60, 2, 6, 2, BYTES.vocab_size, 7, 1e-5, 500000.0, 0.48, RopeScaling(32.0), True)
     weights = random_weights(config, 0, torch.bfloat16)
