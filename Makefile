@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LAB_FLAGS ?=
 PYTEST_FLAGS ?= -n auto --dist loadfile -q
+NBVAL := $(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval-current-env
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -21,7 +22,10 @@ run: $(VENV)/.package  ## the prompt, its tokens, the shapes and the next tokens
 	@$(BIN)/python -m llama3_scratch
 
 test: $(VENV)/.test  ## run everything there is to test
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval --nbval-current-env tests notebooks
+	LLAMA3_CHECKPOINT=tiny $(NBVAL) --nbval tests notebooks
+	LLAMA3_CHECKPOINT=random $(NBVAL) --nbval-lax notebooks
+	@$(BIN)/python tests/other_sizes.py build/other-sizes
+	LLAMA3_CHECKPOINT=$(CURDIR)/build/other-sizes $(NBVAL) --nbval-lax notebooks
 
 notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

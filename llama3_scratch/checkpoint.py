@@ -24,12 +24,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SPLIT_BY_COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")
 
 
-def load(directory=None, dtype=None, device="cpu"):
+def load(directory=None, dtype=None, device=None):
     """A checkpoint's folder or name -> (weights, config, tokenizer).
 
     directory: a folder, "tiny" (ships with the package), or "random" (the sizes and the tokenizer
     of tiny, weights from seed 0). None stands for the environment's LLAMA3_CHECKPOINT, else "tiny".
     dtype: torch.float32, bfloat16 or float16; None leaves the tensors as they are stored.
+    device: None is torch's default, the CPU unless `torch.set_default_device` said otherwise.
 
     weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`. On the CPU they stay on
     disk, memory-mapped: a tensor is read, and cast, whenever it is used, so that no more than a
@@ -43,6 +44,7 @@ def load(directory=None, dtype=None, device="cpu"):
         f"{name[:99]!r} is not a checkpoint: expected a folder that may be read, with params.json, "
         "tokenizer.model and consolidated.00.pth, or one of the names 'tiny' and 'random'.",
     )
+    device = torch.get_default_device() if device is None else device
     types = ", ".join(DTYPES)
     require(
         dtype in (None, *DTYPES.values()), f"dtype is {dtype}: expected one of torch's {types}."
@@ -103,8 +105,9 @@ def random_weights(config, seed, dtype=torch.float32):
     weights = {}
     for name, shape in weight_shapes(config).items():
         scale = 1.0 if name == "tok_embeddings.weight" else 1 / math.sqrt(shape[-1])
-        matrix = len(shape) == 2
-        drawn = torch.randn(shape, generator=generator) * scale if matrix else torch.ones(shape)
+        drawn = torch.ones(shape, device="cpu")  # on every machine the same numbers
+        if len(shape) == 2:
+            drawn = torch.randn(shape, generator=generator, device="cpu") * scale
         weights[name] = drawn.to(dtype)
     if config.tied_output:
         weights["output.weight"] = weights["tok_embeddings.weight"]

@@ -12,6 +12,7 @@ import pytest
 from conftest import Tolerant
 
 ROOT = Path(__file__).parents[1]
+TAGS = {"nbval-check-output", "hide-cell", "exercise", "solution", "parity-ledger"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -28,8 +29,12 @@ def test_notebooks_are_kept_in_their_form(path):
         source = "".join(cell["source"])
         assert len(source.splitlines()) <= 16, f"{cell['id']} is long"
         assert max(map(len, source.splitlines())) <= 88, f"{cell['id']} is wide"
-        assert not cell["metadata"]
+        assert cell["metadata"].keys() <= {"tags", "jupyter"}
+        assert set(cell["metadata"].get("tags", [])) <= TAGS
         for output in cell["outputs"]:
+            if "image/png" in output.get("data", {}):
+                alt = output["metadata"].get("image/png", {}).get("alt", "")
+                assert len(alt) > 20, f"{cell['id']}: a picture without its description"
             assert output["output_type"] != "error"
             assert output.get("name") != "stderr"
             shown = "".join(output.get("text", ""))
@@ -60,7 +65,7 @@ def test_nbval_notices_a_changed_output(tmp_path):
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "conftest"]
     done = subprocess.run(
         [*command, "-c", os.devnull, "changed.ipynb"], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert "2 failed, 2 passed" in done.stdout, done.stdout + done.stderr
     assert re.findall(r"^FAILED .*Cell (\d)", done.stdout, re.M) == ["1", "2"]

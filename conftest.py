@@ -1,4 +1,9 @@
-"""What the tests share: sizes, weights, Meta's reference, and a tolerant comparison of outputs."""
+"""What the tests share: sizes, weights, Meta's reference, and how outputs of cells are compared.
+
+nbval runs the notebooks in three lanes (`make test`). Their stored outputs are the tiny model's.
+Under `LLAMA3_CHECKPOINT=random` the cells tagged `nbval-check-output` must print the same
+(`--nbval-lax`). On any other checkpoint nothing is compared: no cell may fail.
+"""
 
 import os
 import re
@@ -12,7 +17,12 @@ import torch
 from llama3_scratch import Config, checkpoint
 from llama3_scratch.config import RopeScaling
 
-os.environ.pop("LLAMA3_CHECKPOINT", None)  # the reader's own; the tests are about tiny
+
+@pytest.fixture(scope="session", autouse=True)
+def the_tests_are_about_tiny():
+    """Whatever checkpoint the reader has named. (nbval's cells have no fixtures.)"""
+    os.environ.pop("LLAMA3_CHECKPOINT", None)
+
 
 # No two sizes are equal, so that a transposed view cannot pass: D 60, L 4, N 6, K 2, G 3, H 10,
 # P 5, F 77, V 101.
@@ -88,6 +98,8 @@ class Tolerant(str):
     number = re.compile(r"-?\d+\.\d+")
 
     def __eq__(self, other):
+        if os.environ.get("LLAMA3_CHECKPOINT", "tiny") not in ("tiny", "random"):
+            return True
         if self.number.sub("#", self) != self.number.sub("#", other):
             return False
         pairs = zip(self.number.findall(self), self.number.findall(other), strict=True)

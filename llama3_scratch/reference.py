@@ -1,0 +1,89 @@
+"""Meta's own implementation, run on our weights and watched: what the parity ledgers compare with.
+
+`llama-models` is Meta's package and `fairscale` has the layers that it is made of; both come with
+the extra `notebooks`. Nothing of theirs is changed: `watch` records their functions' variables.
+"""
+
+import contextlib
+import inspect
+
+import torch
+
+from llama3_scratch.config import InputError, require
+from llama3_scratch.model import layer
+from llama3_scratch.watch import watch
+
+
+def metas_calls(weights, tokens, config, n_layers=None):
+    """Weights, tokens [T], Config -> {name in Meta's model.py: [call, ...]}: their forward pass.
+
+    A call is what `watch` recorded of `Transformer`, `TransformerBlock`, `Attention`,
+    `FeedForward`, `RMSNorm` (their `forward`) or `apply_rotary_emb`: its local variables at the
+    end, by Meta's names, and its result as "return"; tensors begin with a batch of 1. The calls of
+    one name stand in the order of the layers. n_layers: how many are run, None for all; the logits
+    mean something only then. One layer's weights at a time are copied into Meta's code. Raises
+    `InputError` where Meta's package is missing, or its RoPE is not the checkpoint's.
+    """
+    try:
+        from fairscale.nn.model_parallel import initialize
+        from llama_models.llama3 import model as meta
+    except ImportError as error:
+        raise InputError(f"{error}: pip install 'llama3-scratch[notebooks]' has it.") from None
+    scaling = config.rope_scaling
+    require(
+        scaling is None or scaling.factor == 8,
+        f"the checkpoint scales RoPE by {scaling and scaling.factor}: Meta's code only by 8.",
+    )
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    if not initialize.model_parallel_is_initialized():
+        with contextlib.redirect_stdout(None):  # it prints that it does so
+            initialize.initialize_model_parallel(1)
+
+    def layers(args):
+        for i in range(config.n_layers if n_layers is None else n_layers):
+            block = meta.TransformerBlock(i, args)
+            block.load_state_dict(layer(weights, i))
+            yield block
+
+    classes = meta.Transformer, meta.TransformerBlock, meta.Attention, meta.FeedForward
+    functions = [inspect.unwrap(kind.forward) for kind in (*classes, meta.RMSNorm)]
+    norm, dtype = weights["norm.weight"], torch.get_default_dtype()
+    torch.set_default_dtype(norm.dtype)
+    try:
+        with torch.device(norm.device), torch.inference_mode():
+            params = config.to_params() | {"n_layers": 0}
+            args = meta.ModelArgs(max_batch_size=1, max_seq_len=len(tokens), **params)
+            transformer = meta.Transformer(args)
+            outer = [name for name in weights if not name.startswith("layers.")]
+            transformer.load_state_dict({name: weights[name] for name in outer})
+            del transformer.layers  # an empty list: in its place what yields a layer at a time
+            transformer.layers = layers(args)
+            with watch(*functions, meta.apply_rotary_emb) as seen:
+                transformer(tokens[None], 0)
+    finally:
+        torch.set_default_dtype(dtype)
+    calls = {}
+    for call in seen:
+        name = type(call["self"]).__name__ if "self" in call else call["def"]
+        calls.setdefault(name, []).append(call)
+    return calls
+
+
+def ledger(stages):
+    """{stage: (our tensor, Meta's)} -> a printed table: shape, dtype, largest difference.
+
+    The difference is 0 only where every bit is equal. Rounding, up to 1e-5 of the largest value,
+    is shown as such, since its digits change from machine to machine. Raises `InputError` when a
+    shape or dtype differs, or a value by more. Meta's leading batch of 1 is dropped.
+    """
+    print(f"{'stage':28} {'shape':17} {'dtype':10} largest difference")
+    for stage, (ours, theirs) in stages.items():
+        theirs = theirs[0] if theirs.dim() == ours.dim() + 1 else theirs
+        what = [(list(x.shape), str(x.dtype).removeprefix("torch.")) for x in (ours, theirs)]
+        require(what[0] == what[1], f"{stage}: ours is {what[0]}, Meta's is {what[1]}.")
+        scale, worst = theirs.abs().max(), (ours - theirs).abs().max()
+        equal = torch.equal(ours, theirs)
+        require(equal or worst <= 1e-5 * scale, f"{stage}: differs by {worst} in {scale}.")
+        print(f"{stage:28} {str(what[0][0]):17} {what[0][1]:10} {0 if equal else 'rounding'}")

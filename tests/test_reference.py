@@ -1,0 +1,65 @@
+"""Meta's implementation, watched, and the table that compares with it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ODD, make_tokens, make_weights
+
+from llama3_scratch import InputError, model
+from llama3_scratch.config import RopeScaling, replace
+from llama3_scratch.reference import ledger, metas_calls
+from llama3_scratch.watch import watch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_metas_calls_are_metas_whole_forward_pass(metas_transformer, dtype):
+    """Layer by layer the same bits as Meta's `Transformer` with all weights at once."""
+    weights, tokens = make_weights(ODD, dtype), make_tokens(ODD, 9)
+    calls = metas_calls(weights, tokens, ODD)
+    assert torch.equal(
+        calls["Transformer"][0]["return"], metas_transformer(ODD, weights)(tokens[None])
+    )
+    lengths = {name: len(found) for name, found in calls.items()}
+    assert lengths == {
+        "RMSNorm": 2 * ODD.n_layers + 1, "apply_rotary_emb": ODD.n_layers,
+        "Attention": ODD.n_layers, "FeedForward": ODD.n_layers, "TransformerBlock": ODD.n_layers,
+        "Transformer": 1,
+    }  # fmt: skip
+    with watch(model.attend) as seen:
+        model.forward(weights, tokens, ODD)
+    for ours, theirs in zip(seen, calls["Attention"], strict=True):
+        assert torch.equal(ours["probabilities"], theirs["scores"][0])
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_layers_may_be_left_out():
+    calls = metas_calls(make_weights(ODD), make_tokens(ODD, 5), ODD, n_layers=1)
+    assert len(calls["TransformerBlock"]) == 1
+
+
+def test_another_scaling_than_metas_is_refused():
+    """Meta's code has the factor 8 built in; 3.2 has 32."""
+    config = replace(ODD, rope_scaling=RopeScaling(32.0))
+    with pytest.raises(InputError, match=r"by 32\.0: Meta's code only by 8"):
+        metas_calls(make_weights(ODD), make_tokens(ODD, 5), config)
+
+
+def test_a_missing_package_is_named():
+    code = "import sys; sys.modules['fairscale'] = None\n"
+    code += "from llama3_scratch import reference\nreference.metas_calls({}, [], None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "InputError" in done.stderr and "pip install 'llama3-scratch[notebooks]'" in done.stderr
+
+
+def test_the_ledger_tells_equal_from_rounded_and_refuses_the_rest(capsys):
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    masked = x.where(x > 0, -torch.inf)
+    ledger({"same": (x, x[None]), "rounded": (x, x * (1 + 1e-6)), "masked": (masked, masked)})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["0", "rounding", "0"]
+    assert lines[1].split()[:4] == ["same", "[3,", "4]", "float32"]
+    for other in (x * 1.001, x.T, x.double(), x.where(x > 0, torch.nan)):
+        with pytest.raises(InputError, match="stage: "):
+            ledger({"stage": (x, other)})
