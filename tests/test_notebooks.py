@@ -39,7 +39,8 @@ def test_notebooks_are_kept_in_their_form(path):
             assert output.get("name") != "stderr"
             shown = "".join(output.get("text", ""))
             assert not re.search(r"/home|/root|/tmp|0x[0-9a-f]{6}|20\d\d-\d\d", shown)
-            assert max(map(len, shown.splitlines()), default=0) <= 80, f"{cell['id']}: wide output"
+            widest = 100 if "inspect.getsource" in source else 80  # our own files have 100
+            assert max(map(len, shown.splitlines()), default=0) <= widest, f"{cell['id']}: wide"
 
 
 def test_decimals_may_differ_by_two_thousandths_and_nothing_else():

@@ -67,7 +67,10 @@ def _difference(found, expected):
         pairs = enumerate(zip(found, expected, strict=True))
         faults = ((i, _difference(a, b)) for i, (a, b) in pairs)
         return next((f"entry {i}: {fault}" for i, fault in faults if fault), None)
-    return None if found == expected else f"the result is {found!r}, expected {expected!r}."
+    if isinstance(expected, dict) and isinstance(found, dict) and found.keys() == expected.keys():
+        faults = ((key, _difference(found[key], expected[key])) for key in expected)
+        return next((f"{key!r}: {fault}" for key, fault in faults if fault), None)
+    return None if found == expected else f"the result is {found!r:.80}, expected {expected!r:.80}."
 
 
 def _first_far(found, expected):
