@@ -28,7 +28,7 @@ test: $(VENV)/.test  ## run everything there is to test
 	LLAMA3_CHECKPOINT=$(CURDIR)/build/other-sizes $(NBVAL) --nbval-lax notebooks
 
 notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their outputs
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
 	    --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
 	    --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec notebooks/*.ipynb

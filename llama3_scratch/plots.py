@@ -4,13 +4,19 @@ All stand on a light card of their own, so that they read the same on a light an
 Colours are from matplotlib's viridis, which keeps its order in grey and for colour-blind eyes.
 """
 
+import cmath
 import io
+import math
 
 import matplotlib.pyplot as plt
+import PIL.Image
 import torch
 from IPython.display import Image
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Wedge
+
+from llama3_scratch.config import weight_shapes
 
 INK, CARD = "#1b1b2f", "#ffffff"
 STYLE = {
@@ -34,9 +40,11 @@ def show(figure, alt) -> Image:
 
     alt: what a reader who cannot see the picture needs to know of it, in a sentence or two.
     """
-    data = io.BytesIO()
+    drawn, data = io.BytesIO(), io.BytesIO()
     with plt.rc_context(STYLE):
-        figure.savefig(data, format="png", dpi=144, metadata={"Software": None})
+        figure.savefig(drawn, format="png", dpi=144)
+    few_colours = PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
+    few_colours.save(data, format="png", optimize=True)  # a third of the bytes
     width = round(figure.get_figwidth() * 84)
     return Image(data.getvalue(), format="png", width=width, alt=alt)
 
@@ -118,6 +126,19 @@ def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) ->
     return axes.figure
 
 
+def outlined(figure, pairs) -> Figure:
+    """A figure of `attention_heatmap`, [(query, key), ...] -> the same, these cells with a frame.
+
+    query, key: positions, counted from 0.
+    """
+    for query, key in pairs:
+        corner = key - 0.5, query - 0.5
+        frame = plt.Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=1.5)
+        figure.axes[0].add_patch(frame)
+        frame.set_zorder(3)
+    return figure
+
+
 def rope_angles(rotations, title="") -> Figure:
     """[T, P] complex, the rotations of T positions -> where each position turns each pair.
 
@@ -154,7 +175,8 @@ def token_boxes(rows, title="") -> Figure:
     """{label: [piece, ...]} -> a row of boxes for each label, one box for each piece.
 
     The pieces of every row make up the same text, so each character has its own column, and where
-    one row is cut can be compared with the others. A space is drawn as `·`.
+    one row is cut can be compared with the others. A box that the row above does not have at this
+    place is coloured. A space is drawn as `·`.
     """
     length = len("".join(next(iter(rows.values()))))
     column = min(0.22, 6.3 / length)  # inches for one character
@@ -163,10 +185,12 @@ def token_boxes(rows, title="") -> Figure:
         size = (max(3.0, column * length + 1.1), 0.36 * len(rows) + (0.45 if title else 0.15))
         figure = plt.figure(figsize=size, layout="constrained")
         axes = figure.subplots()
+        above = None
         for y, pieces in enumerate(rows.values()):
-            start = 0
-            for i, piece in enumerate(pieces):
-                fill = ("#d5deee", "#d3ece4")[i % 2]
+            start, here = 0, set()
+            for piece in pieces:
+                here.add((start, piece))
+                fill = "#a5d6c4" if above and (start, piece) not in above else "#eff1f6"
                 box = plt.Rectangle((start, y - 0.38), len(piece), 0.76, facecolor=fill)
                 axes.add_patch(box)
                 box.set(edgecolor=INK, linewidth=0.6)
@@ -176,6 +200,7 @@ def token_boxes(rows, title="") -> Figure:
                         ha="center", va="center_baseline", parse_math=False,
                     )  # fmt: skip
                 start += len(piece)
+            above = here
         axes.set(xlim=(-0.1, length + 0.1), ylim=(len(rows) - 0.5, -0.5), xticks=[], title=title)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(length=0)
@@ -205,5 +230,157 @@ def neuron_heatmap(matrix, rows, columns, title="", bar="share of its largest va
         axes.spines[:].set_visible(False)
         axes.set(xlabel="token", title=title)
         figure.colorbar(image, ax=axes, label=bar, pad=0.02)
+    plt.close(figure)
+    return figure
+
+
+def attention_grid(heads, columns, labels=None) -> Figure:
+    """{title: [T, S]} -> the attention probabilities of many heads, small, with one colour bar.
+
+    heads: the panels from left to right, `columns` to a row, by what stands above each ("L0.h0").
+    labels: T tokens, written on the left of each row of panels; None, or more than 24: no room.
+    """
+    labels = [label.translate(VISIBLE) for label in labels or () if len(labels) <= 24]
+    side = max(1.5, 0.105 * len(labels)) if labels else min(1.7, max(0.5, 7.2 / columns))  # inches
+    font = min(7.0, 8.3 * side)
+    across, down = 1 + 0.06 / side, 1 + 0.025 * font / side  # from panel to panel, in panels
+    columns = min(columns, len(heads))
+    rows = -(-len(heads) // columns)
+    size = (columns * across * side + 0.1 + 0.9 * bool(labels), rows * down * side + 0.8)
+    colours = _FROM_WHITE.resampled(40)  # fewer of them make the file smaller
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        for i, (title, matrix) in enumerate(heads.items()):
+            left, top = i % columns * across, i // columns * down
+            image = axes.imshow(
+                matrix.detach().float().cpu(), cmap=colours, vmin=0, vmax=1,
+                extent=(left, left + 1, top + 1, top),
+            )  # fmt: skip
+            line = {"fill": False, "edgecolor": "#b9b9c8", "linewidth": 0.4, "antialiased": False}
+            axes.add_patch(plt.Rectangle((left, top), 1, 1, **line))
+            axes.text(left, top - 0.02, title, fontsize=font, va="bottom", parse_math=False)
+        middles = [(t + 0.5) / len(labels) for t in range(len(labels))]
+        places = [row * down + middle for row in range(rows) for middle in middles]
+        axes.set_yticks(places, labels * rows, parse_math=False)
+        axes.set_xticks([])
+        axes.tick_params(length=0, labelsize=7)
+        axes.spines[:].set_visible(False)
+        right, low = (columns - 1) * across + 1, (rows - 1) * down + 1
+        axes.set(xlim=(-0.02, right + 0.02), ylim=(low + 0.02, 1 - down))
+        axes.set_xlabel("key: the same tokens, from left to right")
+        axes.set_ylabel("query: the token that looks")
+        figure.colorbar(
+            image, ax=axes, label="attention probability", location="bottom", ticks=[0, 0.5, 1],
+            shrink=0.4, fraction=0.03, pad=0.02, aspect=40,
+        )  # fmt: skip
+    plt.close(figure)
+    return figure
+
+
+def arrows_on_circles(panels, size=None) -> Figure:
+    """{title: {label: complex number}} -> a unit circle a panel, with an arrow for each number.
+
+    An arrow shows where its number points; all are drawn with length 1. The label stands at its
+    tip. Where a panel has two arrows, the angle from the second to the first is shaded.
+    """
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=size or (2.7 * len(panels), 2.8), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)
+        for axes, (title, arrows) in zip(grid.flat, panels.items(), strict=True):
+            axes.set_axis_off()
+            axes.set(xlim=(-1.4, 1.4), ylim=(-1.3, 1.65), aspect="equal")
+            axes.plot([-1.1, 1.1, 0, 0, 0], [0, 0, 0, -1.1, 1.1], color="#e6e6ee", linewidth=0.8)
+            axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="#c9c9d6", linewidth=1))
+            angles = [cmath.phase(complex(number)) for number in arrows.values()]
+            if len(angles) == 2:
+                start, stop = (math.degrees(angle) for angle in reversed(angles))
+                axes.add_patch(Wedge((0, 0), 0.45, start, stop, color=COLOURS[1], alpha=0.3))
+            for i, (label, angle) in enumerate(zip(arrows, angles, strict=True)):
+                x, y = math.cos(angle), math.sin(angle)
+                colour = COLOURS[i * (len(angles) == 2)]
+                style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
+                axes.annotate("", (x, y), (0, 0), arrowprops=style | {"linewidth": 1.4})
+                place = {"ha": "center", "va": "center", "color": colour, "parse_math": False}
+                axes.text(1.24 * x, 1.2 * y, label, **place)
+            axes.text(0, 1.5, title, ha="center", va="center", fontsize=10)
+    plt.close(figure)
+    return figure
+
+
+def predictions(probabilities, words, rows, columns, xlabel, ylabel, title="") -> Figure:
+    """[R, C] probabilities, R lists of C words -> a table: each word on its probability's colour.
+
+    rows, columns: R and C labels. Long words are cut, and white space is drawn as in the others.
+    """
+    probabilities = probabilities.detach().float().cpu()
+
+    def short(word):
+        marked = word.translate(VISIBLE)
+        return marked if len(marked) <= 10 else marked[:9] + "…"
+
+    lines = [i + 0.5 for i in range(max(probabilities.shape))]
+    with plt.rc_context(STYLE):
+        size = (2.2 + 0.8 * len(columns), 0.9 + 0.25 * len(rows))
+        axes = plt.figure(figsize=size, layout="constrained").subplots()
+        image = axes.imshow(probabilities, cmap=_FROM_WHITE, vmin=0, vmax=1, aspect="auto")
+        for row, line in enumerate(words):
+            for column, word in enumerate(line):
+                red, green, blue, _ = _FROM_WHITE(float(probabilities[row, column]))
+                light = 0.21 * red**2.2 + 0.72 * green**2.2 + 0.07 * blue**2.2  # WCAG's luminance
+                style = {"ha": "center", "va": "center", "fontsize": 8, "parse_math": False}
+                style["antialiased"] = False  # half the bytes
+                axes.text(column, row, short(word), color=INK if light > 0.2 else CARD, **style)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), map(short, rows), parse_math=False)
+        axes.set_xticks(lines[: len(columns)], minor=True)
+        axes.set_yticks(lines[: len(rows)], minor=True)
+        axes.grid(which="minor", color="#d9d9e3", linewidth=0.6)
+        axes.tick_params(which="both", length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.figure.colorbar(image, ax=axes, label="probability", shrink=0.6, pad=0.02)
+    plt.close(axes.figure)
+    return axes.figure
+
+
+def parameter_map(config, title="") -> Figure:
+    """Where a model's parameters sit: every area is as large as the part's share of all numbers.
+
+    From the left: the embedding table, a column for each layer (attention below, feed-forward
+    above), the output matrix. The norms' weights are too few to be seen.
+    """
+    count = {name: math.prod(size) for name, size in weight_shapes(config).items()}
+    inner = {name: n for name, n in count.items() if name.startswith("layers.0.")}
+    one, L = sum(inner.values()), config.n_layers
+    below = sum(n for name, n in inner.items() if ".attention." in name) / one
+    table = count["tok_embeddings.weight"]
+    scale, word = (1e9, "billion") if config.n_parameters >= 1e9 else (1e6, "million")
+    parts = [  # left, bottom, width, height, colour, words
+        (0, 0, table, 1, COLOURS[3], f"embedding {table / scale:.2f}"),
+        *((table + i * one, 0, one, below, COLOURS[0], "") for i in range(L)),
+        *((table + i * one, below, one, 1 - below, COLOURS[4], "") for i in range(L)),
+    ]
+    if not config.tied_output:
+        parts.append((table + L * one, 0, table, 1, COLOURS[3], f"output {table / scale:.2f}"))
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(6.9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        style = {"color": CARD, "ha": "center", "va": "center", "fontsize": 11}
+        for left, bottom, width, height, colour, words in parts:
+            place = (left / scale, bottom), width / scale, height
+            axes.add_patch(plt.Rectangle(*place, facecolor=colour, edgecolor=CARD, linewidth=0.8))
+            middle = (left + width / 2) / scale, bottom + height / 2
+            axes.text(*middle, words, rotation=90, **style)
+        middle = (table + L * one / 2) / scale
+        for name, share, y, colour in (
+            ("attention", below, below / 2, COLOURS[0]),
+            ("feed-forward", 1 - below, (1 + below) / 2, COLOURS[4]),
+        ):
+            words = f"{name} {share * L * one / scale:.2f}"
+            axes.text(middle, y, words, **style, bbox={"facecolor": colour, "linewidth": 0})
+        axes.set(xlim=(0, config.n_parameters / scale), ylim=(0, 1), yticks=[], title=title)
+        axes.set_xlabel(f"{word} parameters, in the order of the names, {L} layers in all")
+        axes.spines[:].set_visible(False)
     plt.close(figure)
     return figure

@@ -10,7 +10,7 @@ import inspect
 import torch
 
 from llama3_scratch.config import InputError, require
-from llama3_scratch.model import layer
+from llama3_scratch.model import layer, rope_frequencies
 from llama3_scratch.watch import watch
 
 
@@ -21,19 +21,15 @@ def metas_calls(weights, tokens, config, n_layers=None):
     `FeedForward`, `RMSNorm` (their `forward`) or `apply_rotary_emb`: its local variables at the
     end, by Meta's names, and its result as "return"; tensors begin with a batch of 1. The calls of
     one name stand in the order of the layers. n_layers: how many are run, None for all; the logits
-    mean something only then. One layer's weights at a time are copied into Meta's code. Raises
-    `InputError` where Meta's package is missing, or its RoPE is not the checkpoint's.
+    mean something only then. One layer's weights at a time are copied into Meta's code, which
+    scales RoPE by 8 or not at all: with another factor (Llama 3.2 has 32) it is given our
+    rotations. Raises `InputError` where Meta's package is missing.
     """
     try:
         from fairscale.nn.model_parallel import initialize
         from llama_models.llama3 import model as meta
     except ImportError as error:
         raise InputError(f"{error}: pip install 'llama3-scratch[notebooks]' has it.") from None
-    scaling = config.rope_scaling
-    require(
-        scaling is None or scaling.factor == 8,
-        f"the checkpoint scales RoPE by {scaling and scaling.factor}: Meta's code only by 8.",
-    )
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -60,14 +56,18 @@ def metas_calls(weights, tokens, config, n_layers=None):
             transformer.load_state_dict({name: weights[name] for name in outer})
             del transformer.layers  # an empty list: in its place what yields a layer at a time
             transformer.layers = layers(args)
+            if config.rope_scaling and config.rope_scaling.factor != 8:
+                positions = torch.arange(len(tokens), dtype=torch.float32)
+                angles = torch.outer(positions, rope_frequencies(config))
+                transformer.freqs_cis = torch.polar(torch.ones_like(angles), angles)
             with watch(*functions, meta.apply_rotary_emb) as seen:
                 transformer(tokens[None], 0)
     finally:
         torch.set_default_dtype(dtype)
     calls = {}
     for call in seen:
-        name = type(call["self"]).__name__ if "self" in call else call["def"]
-        calls.setdefault(name, []).append(call)
+        module = call.pop("self", None)  # not kept: it holds a layer's weights
+        calls.setdefault(type(module).__name__ if module else call["def"], []).append(call)
     return calls
 
 

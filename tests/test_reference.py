@@ -39,11 +39,16 @@ def test_layers_may_be_left_out():
     assert len(calls["TransformerBlock"]) == 1
 
 
-def test_another_scaling_than_metas_is_refused():
-    """Meta's code has the factor 8 built in; 3.2 has 32."""
-    config = replace(ODD, rope_scaling=RopeScaling(32.0))
-    with pytest.raises(InputError, match=r"by 32\.0: Meta's code only by 8"):
-        metas_calls(make_weights(ODD), make_tokens(ODD, 5), config)
+def test_metas_code_is_given_a_factor_that_it_does_not_have():
+    """3.2 scales RoPE by 32; Meta's code has 8 built in, and a context of 8192 tokens."""
+    weights, tokens = make_weights(ODD), make_tokens(ODD, 200)
+    logits = {}
+    for factor in (8.0, 32.0):
+        config = replace(ODD, rope_scaling=RopeScaling(factor))
+        logits[factor] = model.forward(weights, tokens, config)
+        theirs = metas_calls(weights, tokens, config)["Transformer"][0]["return"][0]
+        assert torch.equal(logits[factor], theirs)
+    assert not torch.equal(logits[8.0], logits[32.0]), "the control"
 
 
 def test_a_missing_package_is_named():

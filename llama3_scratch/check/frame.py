@@ -79,7 +79,8 @@ def _first_far(found, expected):
     else:
         scale = expected[expected.isfinite()].abs().max() if expected.isfinite().any() else 1.0
         near = (found - expected).abs() <= 1e-4 * scale
-        far = ~(near | (found == expected))  # equal infinities are near
+        both_nan = found.isnan() & expected.isnan()
+        far = ~(near | both_nan | (found == expected))  # equal infinities are near
     if not far.any():
         return None
     place = [int(i) for i in far.nonzero()[0]]
