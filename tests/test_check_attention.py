@@ -42,6 +42,16 @@ def my_previous(frequencies, by=-1, size=100.0):
     (check.previous_token_head, my_previous),
     # keys turned ahead in place of queries turned back, and any length that is enough
     (check.previous_token_head, lambda f: my_previous(f, 1, 11.0)[::-1]),
+    (check.previous_token_head, lambda f: torch.stack(my_previous(f))),
+    (check.causal_mask, lambda q, k: (k <= q[:, None]).float().log()),
+    (check.causal_mask, lambda q, k: torch.tensor(
+        [[0.0 if s <= t else -math.inf for s in k.tolist()] for t in q.tolist()])),
+    (check.softmax, lambda s: (s - s.logsumexp(-1, keepdim=True)).exp()),
+    (check.one_head, lambda q, k, v: F.scaled_dot_product_attention(
+        q[None], k[None], v[None], is_causal=True)[0]),
+    (check.one_head, lambda q, k, v: torch.stack([
+        F.softmax(k[: t + 1] @ q[t] / math.sqrt(len(q[t])), 0) @ v[: t + 1]
+        for t in range(len(q))])),
 ])  # fmt: skip
 def test_the_right_answer_is_right_and_an_empty_one_is_not(capsys, checker, answer):
     assert said(capsys, checker, answer).startswith("Right: ")
@@ -64,6 +74,12 @@ def test_the_right_answer_is_right_and_an_empty_one_is_not(capsys, checker, answ
     (lambda q, k: torch.full((len(q), len(k)), -math.inf).triu(len(k) - len(q) + 1),
      "the last query is the last key"),
     (lambda q, k: my_mask(q, k).T, "rows and columns are exchanged"),
+    (lambda q, k: torch.ones(len(q), len(k)).triu(1) * -math.inf, "counts rows and columns, too"),
+    (lambda q, k: torch.where(k > q[:, None] + 1, -math.inf, 0.0), "sees one token of the future"),
+    (lambda q, k: (k > q[:, None]).float(), "ones on the future"),
+    (lambda q, k: torch.where(k > q[:, None], -100.0, 0.0), "a large negative number"),
+    (lambda q, k: my_mask(q, torch.arange(len(k))), "it counts the keys"),
+    (lambda q, k: my_mask(torch.arange(len(q)), k), "it counts the queries"),
     (lambda q, k: my_mask(q, q), "expected [3, 8]"),
     (lambda q, k: my_mask(q, k) - 5, "expected"),
 ])  # fmt: skip
@@ -84,7 +100,9 @@ def _over_all(scores):
     (lambda s: s.exp() / s.exp().sum(-1, keepdim=True), "NaN for large ones"),
     (_over_all, "largest score of the whole matrix"),
     (lambda s: F.softmax(s, dim=0), "columns add up to 1"),
-    (lambda s: _exps(s) / _exps(s).sum(), "all rows together"),
+    (lambda s: (s - s.max()).exp() / (s - s.max()).exp().sum(), "all rows together"),
+    (lambda s: _exps(s) / _exps(s).sum(), "the sum over all rows"),
+    (lambda s: (e := (s - s.max(0).values).exp()) / e.sum(-1, keepdim=True), "of each column"),
     (_exps, "the largest of each row is 1"),
     (lambda s: s - s.logsumexp(-1, keepdim=True), "logarithms"),
     (lambda s: s / s.sum(-1, keepdim=True), "divided by their sum"),
@@ -113,7 +131,12 @@ def probabilities(q, k):
     (lambda q, k, v: head(q, k, v, math.sqrt(len(q))), "square root of T"),
     (lambda q, k, v: F.softmax(q @ k.T + above(q), -1) / math.sqrt(q.shape[-1]) @ v,
      "sqrt(H) comes too late"),
-    (lambda q, k, v: head(q, k, v, mask=0), "nothing is masked"),
+    (lambda q, k, v: head(q, k, v, mask=0), "nothing is masked: each"),
+    (lambda q, k, v: head(q, k, v, 1.0, mask=0), "two things are missing"),
+    (lambda q, k, v: head(q, k, v, mask=above(q, 1.0) * -math.inf), "all of it is NaN"),
+    (lambda q, k, v: head(q, k, v, mask=torch.full((len(q),) * 2, -math.inf).tril()),
+     "zeros and infinities are exchanged"),
+    (lambda q, k, v: probabilities(q, k) @ k, "mean is taken of the keys"),
     (lambda q, k, v: F.softmax((q @ k.T / math.sqrt(q.shape[-1])).tril(), -1) @ v,
      "e to the power of 0 is 1"),
     (lambda q, k, v: F.softmax(q @ k.T / math.sqrt(q.shape[-1]), -1).tril() @ v,
@@ -139,6 +162,11 @@ def in_halves(f, sign):
     return 100 * torch.cat([f.cos(), sign * f.sin()]), torch.cat([f.cos() * 0 + 1, f * 0])
 
 
+def turned_alike(f, angle):
+    turn = torch.polar(torch.full_like(f, 100.0), torch.full_like(f, angle))
+    return torch.view_as_real(turn).flatten(), torch.view_as_real(turn.abs() + 0j).flatten()
+
+
 @pytest.mark.parametrize("answer, text", [
     (lambda f: my_previous(f, 1), "one position ahead"),
     (lambda f: my_previous(f, -1)[::-1], "one position ahead"),
@@ -148,8 +176,12 @@ def in_halves(f, sign):
     (lambda f: (0 * f.repeat(2), f.repeat(2)), "all scores are equal"),
     (lambda f: in_halves(f, -1), "in two halves"),
     (lambda f: my_previous(f, -5), "at another token"),
-    (lambda f: (f, f), "expected q and k, a tensor [24] each"),
-    (lambda f: my_previous(f)[0], "expected q and k"),
+    (lambda f: turned_alike(f, -1.0), "by the same angle. In one"),
+    (lambda f: turned_alike(f, 1.0), "by the same angle, and forward"),
+    (lambda f: (f, f), "two tensors of 2 P numbers each"),
+    (lambda f: my_previous(f)[0], "two tensors of 2 P numbers each"),
+    (lambda f: tuple(x.tolist() for x in my_previous(f)), "two tensors of 2 P numbers each"),
+    (lambda f: (torch.polar(100 + 0 * f, -f), torch.polar(1 + 0 * f, 0 * f)), "complex numbers"),
 ])  # fmt: skip
 def test_wrong_previous_token_heads(capsys, answer, text):
     assert text in said(capsys, check.previous_token_head, answer)

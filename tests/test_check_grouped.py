@@ -24,10 +24,15 @@ WRONG = {
         ("dealt out like cards", lambda k, N, K: [n for n in range(N) if n % K == k]),
         ("groups have K heads", lambda k, N, K: [K * k + g for g in range(K)]),
         ("four heads each", lambda k, N, K: [n for n in range(4 * K) if n // 4 == k]),
-        ("heads count from 0", lambda k, N, K: [k * (N // K) + g + 1 for g in range(N // K)]),
+        ("one too far", lambda k, N, K: [k * (N // K) + g + 1 for g in range(N // K)]),
         ("stops before its second", lambda k, N, K: list(range(k * N // K, (k + 1) * N // K))[:-1]),
-        ("the other way round", lambda k, N, K: k * K // N),
-        ("of type range", lambda k, N, K: range(k * (N // K), (k + 1) * (N // K))),
+        ("question is the other way", lambda k, N, K: k * K // N),
+        ("first head of the next group", lambda k, N, K: list(
+            range(k * N // K, (k + 1) * N // K + 1))),
+        ("the group before", lambda k, N, K: [(k - 1) * (N // K) + g for g in range(N // K)]),
+        ("those between them", lambda k, N, K: (k * (N // K), k * (N // K) + N // K - 1)),
+        ("every G-th head", lambda k, N, K: list(range(N))[k :: N // K]),
+        ("for each query head which", lambda k, N, K: [n * K // N for n in range(N)]),
     ],
     check.merge_heads: [
         ("head by head", lambda x: x.reshape(x.shape[1], x.shape[0] * x.shape[2])),
@@ -35,10 +40,15 @@ WRONG = {
         ("it still has a matrix", lambda x: torch.stack(list(x), dim=1)),
         ("into one dimension", lambda x: torch.cat(list(x), dim=0)),
         ("heads are added up", lambda x: sum(x)),
+        ("the mean of the heads", lambda x: sum(x) / len(x)),
+        ("each row is one head", lambda x: x.reshape(len(x), -1)),
     ],
     check.add_change: [
         ("added to the normalised copy", lambda x, w, eps, f: (n := rms_norm(x, w, eps)) + f(n)),
         ("read the stream as it is", lambda x, w, eps, f: f(x) + x),
+        ("wrong way round", lambda x, w, eps, f: rms_norm(x, w, eps) + f(x)),
+        ("normalised as well", lambda x, w, eps, f: (
+            rms_norm(x + f(rms_norm(x, w, eps)), w, eps))),
         ("the change alone", lambda x, w, eps, f: f(rms_norm(x, w, eps))),
         ("Transformer of 2017", lambda x, w, eps, f: rms_norm(f(x) + x, w, eps)),
         ("normalises the change", lambda x, w, eps, f: rms_norm(f(x), w, eps) + x),
@@ -52,6 +62,13 @@ WRONG = {
         ("belong to training", lambda c, m, b: room(c, m, b, weights=2 * c.n_parameters * b)),
         ("the cache is counted in numbers", lambda c, m, b: room(c, m, b) * b),
         ("the weights are counted in", lambda c, m, b: room(c, m, b, weights=c.n_parameters)),
+        ("holds queries too", lambda c, m, b: room(
+            c, m, b, each=(c.n_heads + 2 * c.n_kv_heads) * c.head_dim * c.n_layers * b)),
+        ("as wide as all N", lambda c, m, b: (
+            (m - c.n_parameters * b) // (2 * c.n_layers * c.n_kv_heads * c.dim * b))),
+        ("takes 2 bytes here", lambda c, m, b: room(c, m, 2)),
+        ("nothing is counted in bytes", lambda c, m, b: room(c, m, 1)),
+        ("How many tokens fit", lambda c, m, b: m - b * c.n_parameters),
         ("one key/value head", lambda c, m, b: room(c, m, b) * c.n_kv_heads),
     ],
     check.pool_heads: [
@@ -59,7 +76,11 @@ WRONG = {
         ("one and the same head", lambda w, K, J: w.reshape(-1, K // J, w.shape[1]).mean(1)),
         ("these are sums", lambda w, K, J: torch.cat(
             [sum(heads) for heads in batched(w.chunk(K), K // J)])),
-        ("others are dropped", lambda w, K, J: torch.cat(w.chunk(K)[:: K // J])),
+        ("first head of each group is kept", lambda w, K, J: torch.cat(w.chunk(K)[:: K // J])),
+        ("first heads are kept", lambda w, K, J: w[: J * len(w) // K]),
+        ("heads of J each", lambda w, K, J: torch.cat(
+            [sum(heads) / J for heads in batched(w.chunk(K), J)])),
+        ("a single row", lambda w, K, J: torch.stack([part.mean(0) for part in w.chunk(J)])),
         ("they stand in [J, H, D]", lambda w, K, J: w.reshape(
             J, K // J, w.shape[0] // K, w.shape[1]).mean(1)),
         ("still K heads", lambda w, K, J: torch.cat(
@@ -97,3 +118,15 @@ def test_a_wrong_answer_is_told_what_is_wrong(checker, part, wrong, capsys):
     assert told.startswith("Not yet: ") and part in told, told
     others = [other for _, other, _ in CASES if other != part]
     assert not any(other in told for other in others), told
+
+
+@pytest.mark.parametrize("kind", [range, lambda *ends: torch.arange(*ends)])
+def test_a_range_and_a_tensor_are_as_good_as_a_list(kind, capsys):
+    check.readers(lambda k, N, K: kind(k * N // K, (k + 1) * N // K))
+    assert capsys.readouterr().out.startswith("Right: ")
+
+
+def test_what_is_shown_of_a_case_has_no_addresses(capsys):
+    check.add_change(lambda x, w, eps, f: x - f(x))
+    told = capsys.readouterr().out
+    assert "a sub-layer" in told and "0x" not in told

@@ -1,5 +1,7 @@
 """The exercises of notebook 07: right answers pass, and each mistake gets the word meant for it."""
 
+import math
+
 import pytest
 import torch
 
@@ -82,7 +84,37 @@ def test_post_norm_block_names_the_mistake(capsys):
         middle = norm(attention(x, w, r, m, c), w, "attention", c)
         return norm(feed_forward(middle, w), w, "ffn", c)
 
+    def other_weights(x, w, r, m, c):
+        middle = norm(x + attention(x, w, r, m, c), w, "ffn", c)
+        return norm(middle + feed_forward(middle, w), w, "attention", c)
+
+    def second_from_x(x, w, r, m, c):
+        middle = norm(x + attention(x, w, r, m, c), w, "attention", c)
+        return norm(x + feed_forward(middle, w), w, "ffn", c)
+
+    def forgets_attention(x, w, r, m, c):
+        middle = norm(x + attention(x, w, r, m, c), w, "attention", c)
+        return norm(middle + feed_forward(x, w), w, "ffn", c)
+
+    def unweighted(x, w, r, m, c):
+        def divided(rows):
+            return rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + c.norm_eps)
+
+        middle = divided(x + attention(x, w, r, m, c))
+        return divided(middle + feed_forward(middle, w))
+
+    def before_and_after(x, w, r, m, c):
+        normed = norm(x, w, "attention", c)
+        middle = norm(x + attention(normed, w, r, m, c), w, "attention", c)
+        return norm(middle + feed_forward(norm(middle, w, "ffn", c), w), w, "ffn", c)
+
     for wrong, message in (
+        (other_weights, "have changed places"),
+        (second_from_x, "the second sum starts from x"),
+        (forgets_attention, "does not see what attention brought"),
+        (unweighted, "the norms' weights are missing"),
+        (before_and_after, "before the parts and after the sums"),
+        (lambda x, w, r, m, c: w["wq"], "for a tensor [5, 60], 'layer A' it raised KeyError"),
         (model.block, "Llama 3's own block"),
         (of_the_change, "you normalise the change and then add it"),
         (arrow_from_before, "the second arrow starts from the sum before its norm"),
@@ -107,6 +139,7 @@ def test_settled_names_the_mistake(capsys):
     for wrong, message in (
         (lambda tops: (tops == tops[-1]).int().argmax(0), "the first layer at which"),
         (lambda tops: (tops != tops[-1]).sum(0), "counted all rows that disagree"),
+        (lambda tops: len(tops) - (tops != tops[-1]).flip(0).int().argmax(0), "finds nothing"),
         (last_change, "and where all agree it is -1"),
         (last_change_by_loop, "the last row that still disagrees. The final token"),
         (lambda tops: my_settled(tops) + 1, "one too many: row 0"),
@@ -114,6 +147,22 @@ def test_settled_names_the_mistake(capsys):
         (lambda tops: my_settled(tops.T), "the shape is [10], expected [23]"),
     ):
         assert message in said(capsys, check.settled, wrong)
+
+
+def test_settled_takes_a_list_and_any_whole_numbers(capsys):
+    for answer in (lambda tops: my_settled(tops).tolist(), lambda tops: my_settled(tops).int()):
+        assert said(capsys, check.settled, answer).startswith("Right: ")
+    as_floats = said(capsys, check.settled, lambda tops: my_settled(tops).float())
+    assert "the dtype is torch.float32, expected torch.int64" in as_floats
+
+
+def test_same_logits_takes_a_tensor_of_one_truth_value_and_no_larger_one(capsys):
+    def near(ours, theirs, tolerance):
+        return (ours - theirs).abs() <= tolerance * theirs.abs().max()
+
+    assert said(capsys, check.same_logits, lambda *case: near(*case).all()).startswith("Right: ")
+    by_position = said(capsys, check.same_logits, lambda *case: near(*case).all(-1))
+    assert "the result is 'a tensor [6]', expected True" in by_position
 
 
 def test_same_logits_names_the_mistake(capsys):
@@ -133,8 +182,11 @@ def test_same_logits_names_the_mistake(capsys):
         (lambda a, b, t: bool((a - b).abs().mean() <= t * b.abs().max()), "One wrong logit among"),
         (lambda a, b, t: bool((a - b).mean().abs() <= t * b.abs().max()), "one up and one down"),
         (lambda a, b, t: bool((a - b).abs().max() <= t), "you use it as a difference"),
+        (lambda a, b, t: torch.allclose(a, b, atol=t), "a share of each logit, `rtol`, and"),
         (close_to_itself, "against its own logit"),
         (lambda a, b, t: torch.equal(a, b), "you ask for equal bits"),
+        (lambda a, b, t: bool((a - b).abs().max() <= t * b.max()), "the largest |logit|"),
+        (lambda a, b, t: bool((a - b).norm() <= t * b.norm()), "the length of all differences"),
         (lambda a, b, t: True, "the result is True, expected False"),
     ):
         assert message in said(capsys, check.same_logits, wrong)
@@ -149,6 +201,7 @@ def test_n_layers_names_the_mistake(capsys):
         (lambda names: int(max(numbers(names))) + 1, "as text, or by its first digit"),
         (lambda names: max(int(number[0]) for number in numbers(names)) + 1, "first digit"),
         (lambda names: len(numbers(names)), "you counted the tensors of all layers"),
+        (lambda names: len({name.split(".")[1] for name in names}), "after the first dot"),
         (len, "you counted all tensors"),
         (lambda names: sum("norm" in name for name in names), "you counted the norms"),
         (lambda names: int(names[-3].split(".")[1]) + 1, "expected"),
@@ -174,12 +227,21 @@ def test_crossing_names_the_mistake(capsys):
 
         return answer
 
+    def by_letters(config, layers=None, matrices=3):
+        V, L, D, F, N, K, H = (config.sizes[letter] for letter in "VLDFNKH")
+        one = 2 * N * H * D + 2 * K * H * D + matrices * D * F
+        return ((layers or L) * one + V * D) // (2 * L * N * H) + 1
+
     def shared_heads(config):
         weights, products = count(config, heads=config.n_kv_heads)
         return weights // products + 1
 
     for wrong, message in (
         (first_above(without="nothing"), "you count the embedding table"),
+        (lambda c: c.n_parameters // (2 * c.n_layers * c.dim) + 1, "you count all parameters"),
+        (lambda c: by_letters(c, layers=1), "There are L layers"),
+        (lambda c: by_letters(c, matrices=2), "three matrices of D times F"),
+        (first_above(heads=1), "counted for one head"),
         (first_above(without="tok_embeddings output"), "the output matrix is missing"),
         (first_above(factor=1), "twice too many"),
         (first_above(factor=4), "twice too few"),
@@ -188,6 +250,7 @@ def test_crossing_names_the_mistake(capsys):
         (first_above(full=True), "as large as wq"),
         (lambda config: my_crossing(config) - 1, "one too few"),
         (lambda config: count(config)[0] / count(config)[1], "where the two are equal"),
+        (lambda config: math.ceil(count(config)[0] / count(config)[1]), "division comes out even"),
         (lambda config: 17, "the result is 17, expected"),
     ):
         assert message in said(capsys, check.crossing, wrong)

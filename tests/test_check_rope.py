@@ -29,6 +29,9 @@ FREQUENCIES = {
     "they grow": lambda theta, H: theta ** (torch.arange(0, H, 2) / H),
     "wavelengths": lambda theta, H: 2 * torch.pi * theta ** (torch.arange(0, H, 2) / H),
     "degrees": lambda theta, H: torch.rad2deg(speeds(theta, H)),
+    "2 pi too much": lambda theta, H: speeds(theta, H) * 2 * torch.pi,
+    "twice too large": lambda theta, H: 1 / theta ** (2 * torch.arange(0, H, 2) / H),
+    "a // that rounds": lambda theta, H: 1 / theta ** (torch.arange(0, H, 2) // H),
     "not the difference": lambda theta, H: torch.linspace(1, 0, H // 2 + 1)[:-1],
     "500000 is Llama 3's": lambda theta, H: speeds(500000.0, H),
     "10000 is from the paper": lambda theta, H: speeds(10000.0, H),
@@ -71,7 +74,30 @@ def both_plus(x, position, frequencies):
     return torch.stack([a * cos + b * sin, a * sin + b * cos], -1).flatten()
 
 
+def one_after_the_other(x, position, frequencies):
+    a, b, angles = x[0::2], x[1::2], position * frequencies
+    a = a * angles.cos() - b * angles.sin()
+    b = a * angles.sin() + b * angles.cos()
+    return torch.stack([a, b], -1).flatten()
+
+
+def sine_first(x, position, frequencies):
+    a, b, angles = x[0::2], x[1::2], position * frequencies
+    cos, sin = angles.sin(), angles.cos()
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten()
+
+
+def angles_of_halves(x, position, frequencies):
+    angles = position * torch.cat([frequencies, frequencies])
+    quarter_turn = torch.stack([-x[1::2], x[0::2]], -1).flatten()
+    return x * angles.cos() + quarter_turn * angles.sin()
+
+
 ROTATE = {
+    "after its turn": one_after_the_other,
+    "sine and cosine are swapped": sine_first,
+    "repeat_interleave(2)": angles_of_halves,
+    "one position too little": lambda x, t, f: turn(x, t - 1, f),
     "number i + P": rotate_half,
     "in the wrong places": lambda x, t, f: torch.cat([turn(x, t, f)[0::2], turn(x, t, f)[1::2]]),
     "clockwise": lambda x, t, f: turn(x, t, -f),
@@ -91,8 +117,15 @@ def test_wrong_rotations(capsys, word):
     assert answer.startswith("Not yet") and word in answer
 
 
+def by_matrices(x, position, frequencies):
+    a = position * frequencies
+    blocks = torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], -1).view(-1, 2, 2)
+    return torch.block_diag(*blocks) @ x
+
+
 def test_right_rotation(capsys):
-    assert told(capsys, check.rotate, turn).startswith("Right")
+    for right in (turn, by_matrices):
+        assert told(capsys, check.rotate, right).startswith("Right")
 
 
 # --- 3.3 ------------------------------------------------------------------------------------------
@@ -193,7 +226,14 @@ def over_wavelengths(frequencies, factor, low, high, length):
     return slowed * frequencies / factor + (1 - slowed) * frequencies
 
 
+def wavelengths_mixed(frequencies, factor, low, high, length):
+    kept = ((length * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    waves = 2 * math.pi / frequencies
+    return 2 * math.pi / (kept * waves + (1 - kept) * waves * factor)
+
+
 SCALING = {
+    "wavelengths are mixed": wavelengths_mixed,
     "nothing has changed": lambda f, *rest: f + 0,
     "every pair is slowed": lambda f, factor, low, high, n: f / factor,
     "a pair is slowed or not": lambda f, factor, low, high, n: hard(f, factor, low, n),

@@ -69,6 +69,7 @@ def times(width, multiplier):
     (lambda d, m, x: up(8 * d // 3, m), "multiplier is not used"),
     (lambda d, m, x: times(8 * d // 3, x), "not rounded up"),
     (lambda d, m, x: up(round((x or 1) * round(8 * d / 3)), m), "here it is rounded"),
+    (lambda d, m, x: up(int((x or 1) * 2 * (4 * d) / 3), m), "int() is taken once"),
     (lambda d, m, x: up((x or 1) * 8 * d / 3, m), "carried along"),
     (lambda d, m, x: up(int(int(8 * d / 3) * x), m), "raised TypeError"),
 ])  # fmt: skip
@@ -118,6 +119,16 @@ def test_wrong_places(capsys, answer, text):
     assert text in said(capsys, check.second_half, answer)
 
 
+def test_what_is_given_is_named_and_stays_as_it_is(capsys):
+    def changes(stream, change, weights, eps):
+        stream += change
+        return my_second_half(stream, 0 * change, weights, eps)
+
+    assert "changes its arguments" in said(capsys, check.second_half, changes)
+    told = said(capsys, check.second_half, lambda s, c, w, eps: w["w1"])
+    assert "a tensor [3, 6], a tensor [3, 6], weights, 1e-05 it raised KeyError: 'w1'" in told
+
+
 def weights_of(w1, w3, w2):
     """An answer to the multiplier: rows as lists, whole numbers as people type them."""
     return lambda: tuple(torch.tensor(w) for w in (w1, w3, w2))
@@ -139,6 +150,9 @@ U, V, MINUS_U, MINUS_V, NONE = [1, 0], [0, 1], [-1, 0], [0, -1], [0, 0]
     (weights_of([U, MINUS_U], [V, MINUS_V], [[-1, -1], NONE]), "minus u·v"),
     (weights_of([U, MINUS_U], [V, MINUS_V], [NONE, [1, 1]]), "in the second column"),
     (weights_of([U, MINUS_U], [V, MINUS_V], [[1, 1], [1, 1]]), "in both columns"),
+    (weights_of([U, MINUS_U], [V, MINUS_V], [[1, 0], [1, 0]]), "w2 is transposed"),
+    (weights_of([MINUS_V, V], [MINUS_U, U], [[1, 0], [1, 0]]), "SiLU(-v)·(-u), twice"),
+    (lambda: ([U, MINUS_U], [V, MINUS_V], [[1, 1], NONE]), "Right"),
     (weights_of([U, MINUS_U], [V, MINUS_V], [[1, 1]]), "the shape is [5, 1], expected [5, 2]"),
     (lambda: torch.eye(2), "expected three tensors"),
 ])  # fmt: skip

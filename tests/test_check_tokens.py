@@ -40,6 +40,8 @@ def test_group_digits(capsys):
         (lambda d: [d[: len(d) % 3]] + by_three(d[len(d) % 3 :]), "an empty piece"),
         (lambda d: list(d), "every digit stands alone"),
         (lambda d: f"{int(d):,}", "commas"),
+        (lambda d: f"{int(d):,}".split(","), "the zeros at the front are gone"),
+        (lambda d: [int(piece) for piece in right(d)], "these are numbers"),
         (lambda d: ["".join(right(d))], "entries, expected"),
     ]
     tell(capsys, check.group_digits, [right, with_regex], wrong)
@@ -129,7 +131,8 @@ def test_stream(capsys):
         (lambda ts: ["".join(map(chr, t)) for t in ts], "every byte became a character"),
         (lambda ts: "".join(right(ts)), "this is one text"),
         (lambda ts: [t.decode() for t in ts], "it raised UnicodeDecodeError"),
-        (lambda ts: [*right(ts), ""], "entries, expected"),
+        (lambda ts: [*right(ts), ""], "one text too many"),
+        (lambda ts: right(ts)[1:], "entries, expected"),
     ]
     tell(capsys, check.stream, [right], wrong)
 
@@ -158,6 +161,7 @@ def test_count_ways(capsys):
         (two, "with one token or two"),
         (lambda p, r: len(merged(p, r)), "how many tokens merging by rank makes"),
         (early, "as soon as the rest is one token"),
+        (lambda p, r: 0, "start from 1"),
         (lambda p, r: 1, "the result is 1, expected"),
     ]
     tell(capsys, check.count_ways, [right], wrong)
@@ -200,6 +204,24 @@ def test_chat(capsys):
     def closed(messages, tokenizer):
         return [*conversation(messages, tokenizer), tokenizer.special["<|eot_id|>"]]
 
+    def glued(messages, tokenizer):
+        ids = [tokenizer.bos_id]
+        for message in messages:
+            ids += conversation([], tokenizer, start=0)[:1]
+            ids += tokenizer.encode(message["role"], bos=False)
+            ids.append(tokenizer.special["<|end_header_id|>"])
+            ids += tokenizer.encode("\n\n" + message["content"], bos=False)
+            ids.append(tokenizer.special["<|eot_id|>"])
+        return ids + conversation([], tokenizer, start=0)
+
+    def each_line_end(messages, tokenizer):
+        empty = tokenizer.encode("\n\n", bos=False)
+        end, one = tokenizer.special["<|end_header_id|>"], tokenizer.encode("\n", bos=False)
+        ids, out = conversation(messages, tokenizer), []
+        for i in ids:
+            out += one + one if [i] == empty and out[-1] == end else [i]
+        return out
+
     def changed(**how):
         return lambda messages, tokenizer: conversation(messages, tokenizer, **how)
 
@@ -211,6 +233,8 @@ def test_chat(capsys):
         (changed(start=0), "<|begin_of_text|> at the beginning is missing"),
         (changed(gap=""), "the empty line after each header is missing"),
         (changed(gap="\n"), "one line end follows"),
+        (each_line_end, "encoded one by one"),
+        (glued, "merged with the empty line"),
         (changed(last=False), "header of the assistant's turn is missing"),
         (closed, "the last turn is closed"),
         (changed(end="<|end_of_text|>"), "the turns end with <|end_of_text|>"),

@@ -55,8 +55,8 @@ def _difference(found, expected):
         return None if found == expected else f"the result is {found!r}, expected {expected!r}."
     if isinstance(expected, int | float):
         try:
-            close = abs(found - expected) <= 1e-4 * max(abs(expected), 1e-9)
-        except TypeError:
+            close = bool(abs(found - expected) <= 1e-4 * max(abs(expected), 1e-9))
+        except (TypeError, ValueError, RuntimeError):
             return f"the result is of type {type(found).__name__}, expected a number."
         return None if close else f"the result is {found}, expected {expected}."
     if isinstance(expected, list | tuple):

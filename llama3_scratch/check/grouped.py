@@ -1,5 +1,8 @@
 """Checkers of notebook 05, grouped-query attention."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from llama3_scratch.check.frame import examine
@@ -24,6 +27,12 @@ def readers(answer):
         G = n_heads // n_kv_heads
         return list(range(k * G, (k + 1) * G))
 
+    def listed(k, n_heads, n_kv_heads):
+        found = answer(k, n_heads, n_kv_heads)
+        if isinstance(found, torch.Tensor):
+            return found.tolist()
+        return list(found) if isinstance(found, range) else found
+
     mistakes = {
         "these are every K-th head, as dealt out like cards. Query heads that share are "
         "neighbours: head n reads n // G, not n % K.": lambda k, N, K: list(range(k, N, K)),
@@ -39,10 +48,24 @@ def readers(answer):
         "the last head of the group is missing: `range` stops before its second argument.": (
             lambda k, N, K: list(range(k * N // K, (k + 1) * N // K - 1))
         ),
+        "one too many: the last one is the first head of the next group.": (
+            lambda k, N, K: list(range(k * N // K, (k + 1) * N // K + 1))
+        ),
+        "this is the group before: key/value heads count from 0, and so do their groups.": (
+            lambda k, N, K: list(range((k - 1) * N // K, k * N // K))
+        ),
+        "these are the first and the last head of the group. List those between them too.": (
+            lambda k, N, K: [k * N // K, (k + 1) * N // K - 1]
+        ),
+        "these are every G-th head. Query heads that share are neighbours: G of them in a row.": (
+            lambda k, N, K: list(range(k, N, N // K))
+        ),
+        "this says for each query head which key/value head it reads. List the query heads for "
+        "which that is k.": lambda k, N, K: [n // (N // K) for n in range(N)],
         "this is the key/value head that query head k reads. The question is the other way round: "
         "which query heads read key/value head k?": lambda k, N, K: k // (N // K),
     }
-    examine(answer, right, [(1, 12, 3), (0, 10, 2), (2, 15, 5), (3, 24, 8)], mistakes)
+    examine(listed, right, [(1, 12, 3), (0, 10, 2), (2, 15, 5), (3, 24, 8)], mistakes)
 
 
 # --- 5.2 ------------------------------------------------------------------------------------------
@@ -68,6 +91,13 @@ def merge_heads(answer):
         ),
         "heads and tokens went into one dimension, [N*T, H]. A token has one row, in which its "
         "heads stand side by side.": lambda x: x.flatten(0, 1),
+        "each row is one head here, with the numbers of all its tokens. A row is one token, with "
+        "the numbers of all its heads: first make the token the leading dimension.": (
+            lambda x: x.flatten(1)
+        ),
+        "this is the mean of the heads. They stay apart here, side by side; wo mixes them.": (
+            lambda x: x.mean(0)
+        ),
         "the heads are added up. They stay apart here, side by side; wo adds, with weights.": (
             lambda x: x.sum(0)
         ),
@@ -79,13 +109,26 @@ def merge_heads(answer):
 # --- 5.3 ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Sublayer:
+    """[T, D] -> [T, D]: a stand-in for attention. (It is shown to the reader, hence its name.)"""
+
+    change: Callable
+
+    def __call__(self, x):
+        return self.change(x)
+
+    def __repr__(self):
+        return "a sub-layer"
+
+
 def _previous(x):
-    """[T, D] -> [T, D]: a stand-in for attention, each row from itself and the row before."""
+    """[T, D] -> [T, D]: each row from itself and the row before."""
     return torch.tanh(x + 2 * x.roll(1, 0))
 
 
 def _mean_so_far(x):
-    """[T, D] -> [T, D]: another one, from all rows so far."""
+    """[T, D] -> [T, D]: each row from all rows so far."""
     return torch.sin(x.cumsum(0)) + x * x
 
 
@@ -105,6 +148,14 @@ def add_change(answer):
         "the sub-layer read the stream as it is. It reads a normalised copy.": (
             lambda x, weight, eps, sublayer: x + sublayer(x)
         ),
+        "the two are the wrong way round: the sub-layer reads the normalised copy, and its result "
+        "is added to the stream as it is.": (
+            lambda x, weight, eps, sublayer: rms_norm(x, weight, eps) + sublayer(x)
+        ),
+        "the sum is normalised as well. Only what the sub-layer reads is normalised; the next "
+        "sub-layer makes a copy of its own.": (
+            lambda x, weight, eps, sublayer: rms_norm(right(x, weight, eps, sublayer), weight, eps)
+        ),
         "this is the change alone. It is added to the stream.": (
             lambda x, weight, eps, sublayer: sublayer(rms_norm(x, weight, eps))
         ),
@@ -120,9 +171,9 @@ def add_change(answer):
         ),
     }
     cases = [
-        (3 * _normal(0, 3, 5), _normal(1, 5), 1e-5, _previous),
-        (_normal(2, 4, 6) / 9, _normal(3, 6), 1e-3, _mean_so_far),
-        (5 * _normal(4, 6, 2), _normal(5, 2), 1e-5, _previous),
+        (3 * _normal(0, 3, 5), _normal(1, 5), 1e-5, _Sublayer(_previous)),
+        (_normal(2, 4, 6) / 9, _normal(3, 6), 1e-3, _Sublayer(_mean_so_far)),
+        (5 * _normal(4, 6, 2), _normal(5, 2), 1e-5, _Sublayer(_previous)),
     ]
     examine(answer, right, cases, mistakes)
 
@@ -162,6 +213,21 @@ def cache_room(answer):
         "the weights are counted in numbers, not in bytes: a number takes `bytes_each`.": (
             lambda c, memory, size: tokens(c, memory, size, weights=1 / size)
         ),
+        "the cache holds queries too. A query is used once, by its own token: only keys and values "
+        "are kept.": lambda c, memory, size: tokens(
+            c, memory, size, heads=c.n_heads + 2 * c.n_kv_heads, both=1
+        ),
+        "`dim` is as wide as all N query heads. One key takes `head_dim` numbers.": (
+            lambda c, memory, size: tokens(c, memory, size, heads=c.n_kv_heads * c.n_heads)
+        ),
+        "a number takes 2 bytes here whatever `bytes_each` is.": (
+            lambda c, memory, size: tokens(c, memory, 2)
+        ),
+        "nothing is counted in bytes: a number takes `bytes_each`, in the weights and in the "
+        "cache.": lambda c, memory, size: tokens(c, memory, 1),
+        "these are the bytes left for the cache. How many tokens fit into them?": (
+            lambda c, memory, size: memory - c.n_parameters * size
+        ),
         "this is the room for one key/value head: there are K of them.": (
             lambda c, memory, size: tokens(c, memory, size, heads=1)
         ),
@@ -199,6 +265,13 @@ def pool_heads(answer):
         "the first head of each group is kept and the others are dropped. Take their mean.": (
             lambda w, K, J: w.unflatten(0, (J, K // J, -1))[:, 0].flatten(0, 1)
         ),
+        "the first heads are kept and the others are dropped. Take means of neighbours.": (
+            lambda w, K, J: w.unflatten(0, (K, -1))[:J].flatten(0, 1)
+        ),
+        "this makes K/J heads of J each. It is the other way round: J new heads, each the mean of "
+        "K/J old ones.": lambda w, K, J: w.unflatten(0, (K // J, J, -1)).mean(1).flatten(0, 1),
+        "each new head is a single row: its rows were averaged with one another. Average row h of "
+        "one head with row h of the next.": lambda w, K, J: w.unflatten(0, (J, -1)).mean(1),
         "the rows are right, but they stand in [J, H, D]. A weight matrix has its heads one below "
         "the other: flatten the first two dimensions.": (
             lambda w, K, J: w.unflatten(0, (J, K // J, -1)).mean(1)

@@ -1,5 +1,8 @@
 """Checkers of notebook 07: the layers, their loop, and what is enough to trust it."""
 
+import copy
+import math
+
 import torch
 
 from llama3_scratch.check.frame import examine
@@ -35,6 +38,28 @@ def post_norm_block(answer):
         middle = _norm(x + attention(x, w, r, m, c), w, "attention", c)
         return _norm(middle + feed_forward(middle, w), w, "attention", c)
 
+    def swapped(x, w, r, m, c):
+        middle = _norm(x + attention(x, w, r, m, c), w, "ffn", c)
+        return _norm(middle + feed_forward(middle, w), w, "attention", c)
+
+    def arrow_from_x(x, w, r, m, c):
+        middle = _norm(x + attention(x, w, r, m, c), w, "attention", c)
+        return _norm(x + feed_forward(middle, w), w, "ffn", c)
+
+    def blind(x, w, r, m, c):
+        middle = _norm(x + attention(x, w, r, m, c), w, "attention", c)
+        return _norm(middle + feed_forward(x, w), w, "ffn", c)
+
+    def no_weights(x, w, r, m, c):
+        ones = {f"{name}_norm.weight": torch.ones_like(x[0]) for name in ("attention", "ffn")}
+        return right(x, w | ones, r, m, c)
+
+    def norms_everywhere(x, w, r, m, c):
+        total = x + attention(_norm(x, w, "attention", c), w, r, m, c)
+        middle = _norm(total, w, "attention", c)
+        total = middle + feed_forward(_norm(middle, w, "ffn", c), w)
+        return _norm(total, w, "ffn", c)
+
     def no_arrows(x, w, r, m, c):
         middle = _norm(attention(x, w, r, m, c), w, "attention", c)
         return _norm(feed_forward(middle, w), w, "ffn", c)
@@ -50,13 +75,24 @@ def post_norm_block(answer):
         "there is a norm after the second sum only. The first sum has its own.": one_norm,
         "both norms use `attention_norm.weight`. The second has its own, `ffn_norm.weight`.":
             same_weight,
+        "the two norms have changed places: `attention_norm.weight` belongs to the first, after "
+        "attention, `ffn_norm.weight` to the second.": swapped,
+        "the second sum starts from x, so what attention brought is lost from the stream. It "
+        "starts from the result of the first line.": arrow_from_x,
+        "the feed-forward part reads x, so it does not see what attention brought.": blind,
+        "the norms' weights are missing: each column has its factor after the division.":
+            no_weights,
+        "there are norms before the parts and after the sums. In this layer a part reads the "
+        "stream as it is.": norms_everywhere,
         "nothing is added: each part's result replaces the stream. x + ... is missing, twice.":
             no_arrows,
     }  # fmt: skip
-    cases = [(_drawn(seed)(T, SMALL.dim), seed) for T, seed in ((5, 1), (8, 2), (3, 3))]
+    sizes = {"layer A": (5, 1), "layer B": (8, 2), "layer C": (3, 3)}  # T, seed
+    layers = {name: _layer(*each) for name, each in sizes.items()}
+    cases = [(_drawn(seed)(T, SMALL.dim), name) for name, (T, seed) in sizes.items()]
 
     def given(function):
-        return lambda x, seed: function(x, *_layer(len(x), seed), SMALL)
+        return lambda x, name: function(x, *copy.deepcopy(layers[name]), SMALL)
 
     mistakes = {message: given(mistake) for message, mistake in mistakes.items()}
     examine(given(answer), given(right), cases, mistakes)
@@ -78,11 +114,22 @@ def settled(answer):
         tops[:, 1] = 8  # settled before the first layer
         return (tops.to(torch.get_default_device()),)
 
-    examine(answer, right, [case(9, 23, 1), case(4, 14, 2), case(12, 31, 3)], {
+    def given(tops):
+        """The reader's result; a list, and whole numbers of any type, are as good."""
+        result = answer(tops)
+        if isinstance(result, list):
+            result = torch.tensor(result, device=tops.device)
+        is_whole = isinstance(result, torch.Tensor) and not result.dtype.is_floating_point
+        return result.long() if is_whole else result
+
+    examine(given, right, [case(9, 23, 1), case(4, 14, 2), case(12, 31, 3)], {
         "that is the first layer at which the final token is on top. It may leave the top again: "
         "asked is from where on it stays.": lambda tops: (tops == tops[-1]).int().argmax(0),
         "you counted all rows that disagree with the last one. A row that agrees before another "
         "one that does not is no end yet.": lambda tops: (tops != tops[-1]).sum(0),
+        "right but where all rows agree: there `argmax` finds nothing and says 0, and you get "
+        "L+1. The answer there is 0.":
+            lambda tops: len(tops) - (tops != tops[-1]).flip(0).int().argmax(0),
         "one too few: that is the last row that still disagrees, and where all agree it is -1. "
         "The final token stands on top from the next row on.": lambda tops: right(tops) - 1,
         "one too few: that is the last row that still disagrees. The final token stands on top "
@@ -127,19 +174,29 @@ def same_logits(answer):
     pairs = {
         "equal logits": (theirs, theirs),
         "rounding": (0.1 * moved(4e-6, (2, 5), (4, 1)), 0.1 * theirs),
-        "rounding of large logits": (100 * moved(7e-6, largest), 100 * theirs),
+        "rounding of one large logit": (100 * moved(7e-6, largest), 100 * theirs),
+        "rounding of large logits": (100 * moved(7e-6, largest, (2, 5)), 100 * theirs),
+        "equal logits, all negative": (theirs - 20, theirs - 20),
         "one logit too large": (moved(0.01, lowest(3)), theirs),
         "one logit too small": (moved(-0.01, lowest(1)), theirs),
         "one wrong logit at the last position": (moved(0.01, lowest(5)), theirs),
         "one logit too large, one too small": (moved(0.01, (2, 1), (4, 7)), theirs),
-        "one logit a little wrong": (moved(3e-5, (0, 6)), theirs),
+        "one logit somewhat wrong": (moved(2e-4, (2, 8)), theirs),
+        "one logit a little wrong": (moved(2e-5, (0, 6)), theirs),
         "another token on top at position 2": (moved(1.5, (2, 3)), theirs),
         "another token on top at the end": (moved(1.5, (5, 3)), theirs),
         "one logit is NaN": (broken, theirs),
     }
 
     def given(function):
-        return lambda name: function(pairs[name][0].clone(), pairs[name][1].clone(), 1e-5)
+        def on_pair(name):
+            result = function(pairs[name][0].clone(), pairs[name][1].clone(), 1e-5)
+            if isinstance(result, torch.Tensor):  # of one entry: as good as a bool
+                one = result.dim() == 0
+                return result.item() if one else f"a tensor {list(result.shape)}"
+            return result
+
+        return on_pair
 
     mistakes = {
         "you look at the last position alone. All others may be wrong, and are where a missing "
@@ -161,9 +218,17 @@ def same_logits(answer):
         "the tolerance is a share of the largest logit; you use it as a difference. Logits a "
         "hundred times larger round to a hundred times larger errors.":
             lambda a, b, tol: bool(((a - b).abs() <= tol).all()),
+        "`torch.allclose` takes a share of each logit, `rtol`, and a difference, `atol`. The limit "
+        "here is one difference for all: a share of the largest logit.":
+            lambda a, b, tol: torch.allclose(a, b, rtol=tol, atol=tol),
         "you measure each difference against its own logit. One that is nearly 0 may be off by "
         "more than its own size from rounding alone: measure against the largest.":
             lambda a, b, tol: bool(((a - b).abs() <= tol * b.abs()).all()),
+        "you measure against the largest logit. All of them may be negative: the largest |logit| "
+        "is meant.": lambda a, b, tol: bool(((a - b).abs() <= tol * b.max()).all()),
+        "you compare the length of all differences with the length of all logits. One wrong logit "
+        "among thousands is lost in it: every one has to be within the tolerance.":
+            lambda a, b, tol: bool((a - b).norm() <= tol * b.norm()),
         "you ask for equal bits. That is the best result, but two right implementations may round "
         "differently: allow the tolerance.": lambda a, b, tol: torch.equal(a, b),
     }  # fmt: skip
@@ -190,6 +255,9 @@ def n_layers(answer):
             lambda names: right(names) - 1,
         "10 for a model of 32 layers: as text, or by its first digit, 9 is the largest. Take the "
         "whole number between the dots, as an int.": as_text,
+        "one too many: you counted what stands after the first dot in all names, and the three "
+        "outside the layers have `weight` there.":
+            lambda names: len({name.split(".")[1] for name in names}),
         "you counted the tensors of all layers. Each layer has nine.":
             lambda names: sum(name.startswith("layers.") for name in names),
         "you counted all tensors. Only those whose name begins with `layers.` are of a layer, and "
@@ -224,14 +292,30 @@ def crossing(answer):
         missing = (c.n_heads - c.n_kv_heads) * c.head_dim * c.dim
         return weights_per_token(c) + 2 * missing * c.n_layers
 
+    def one_layer(c):
+        layers = sum(math.prod(size) for size in _matrices(c).values()) * c.n_layers
+        return weights_per_token(c) - layers + layers // c.n_layers
+
+    def two_matrices(c):
+        return weights_per_token(c) - c.n_layers * c.dim * c.ffn_dim
+
     cases = [
         (SMALL,),
         (Config(84, 5, 6, 3, 557, 19, 1e-5, 500000.0, 0.85),),
-        (Config(48, 2, 4, 1, 1009, 11, 1e-5, 500000.0),),
+        (Config(48, 2, 4, 1, 1012, 11, 1e-5, 500000.0),),  # here, as at 8B, the two can be equal
     ]
     examine(answer, right, cases, {
         "you count the embedding table. A row of it is looked up: no multiplication.":
             lambda c: smallest(weights_per_token(c, ()), products(c)),
+        "you count all parameters. A row of the embedding table is looked up, which is no "
+        "multiplication, and equation 7.8 leaves the norms out.":
+            lambda c: smallest(c.n_parameters, products(c)),
+        "the layers' matrices are counted once. There are L layers.":
+            lambda c: smallest(one_layer(c), products(c)),
+        "the feed-forward part has three matrices of D times F, not two.":
+            lambda c: smallest(two_matrices(c), products(c)),
+        "attention's products are counted for one head. There are N.":
+            lambda c: smallest(weights_per_token(c), products(c, heads=1)),
         "the output matrix is missing: it is multiplied with every row, like the others.":
             lambda c: smallest(weights_per_token(c, ("tok_embeddings", "output")), products(c)),
         "twice too many: attention has two products, queries with keys and probabilities with "
@@ -248,9 +332,18 @@ def crossing(answer):
         "wk and wv are counted as large as wq. They have K heads, not N.":
             lambda c: smallest(ungrouped(c), products(c)),
         "one too few: at this T attention does not yet take more.": lambda c: right(c) - 1,
+        "right unless the division comes out even, as it does for Llama-3-8B: then the two are "
+        "equal at this T, and attention does not yet take more.":
+            lambda c: -(-weights_per_token(c) // products(c)),
         "that is where the two are equal. Asked is the next whole number above it.":
             lambda c: weights_per_token(c) / products(c),
     })  # fmt: skip
+
+
+def _matrices(config):
+    """{name: size} of one layer's matrices."""
+    shapes = weight_shapes(config).items()
+    return {n: size for n, size in shapes if n.startswith("layers.0.") and len(size) == 2}
 
 
 def _norm(x, weights, name, config):

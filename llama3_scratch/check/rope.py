@@ -31,23 +31,29 @@ def frequencies(answer):
             lambda theta, H: 1 / theta ** (torch.arange(H) / H),
         "there are H of them, each twice. Expected one to a pair: P = H/2.":
             lambda theta, H: right(theta, H).repeat_interleave(2),
-        "the exponent is i/H. It is i/P, which is 2i/H; yours goes down only to the square root.":
+        "the exponent is p/H. It is p/P, which is 2p/H; yours goes down only to the square root.":
             lambda theta, H: 1 / theta ** (torch.arange(H // 2) / H),
         "the first pair does not turn by 1 radian. Do your pairs count from 1? They count from 0.":
             lambda theta, H: 1 / theta ** (torch.arange(1, H // 2 + 1) / (H // 2)),
-        "the last pair is as slow as 1/theta. The exponent is i/P, so it ends just short of 1.":
+        "the last pair is as slow as 1/rope_theta. The exponent p/P ends just short of 1.":
             lambda theta, H: 1 / theta ** torch.linspace(0, 1, H // 2),
         "they grow from pair to pair. Each is 1 over what you have.":
             lambda theta, H: 1 / right(theta, H),
         "these are wavelengths, positions per turn. The speed is 2 pi over that.":
             lambda theta, H: 2 * math.pi / right(theta, H),
-        "these are degrees. RoPE's angles are radians: theta to the power -i/P, and no more.":
+        "these are degrees. RoPE's angles are radians: rope_theta to the power -p/P, and no more.":
             lambda theta, H: right(theta, H) * 180 / math.pi,
+        "there is a 2 pi too much. These are radians per position, not turns: drop it.":
+            lambda theta, H: 2 * math.pi * right(theta, H),
+        "the exponent is twice too large. Is a 2 in it twice, as in 2 * torch.arange(0, H, 2)?":
+            lambda theta, H: right(theta, H) ** 2,
+        "all speeds are 1. Does the exponent have a // that rounds it to 0?":
+            lambda theta, H: torch.ones(H // 2),
         "they fall in equal steps. From pair to pair the ratio is the same, not the difference.":
             lambda theta, H: 1 - torch.arange(H // 2) / (H // 2),
-        "theta is typed in: 500000 is Llama 3's. Use the argument.":
+        "rope_theta is typed in: 500000 is Llama 3's. Use the argument.":
             lambda theta, H: right(500000.0, H),
-        "theta is typed in: 10000 is from the paper and from Llama 2. Use the argument.":
+        "rope_theta is typed in: 10000 is from the paper and from Llama 2. Use the argument.":
             lambda theta, H: right(10000.0, H),
     }  # fmt: skip
     examine(answer, right, [(100.0, 8), (20.0, 14), (50.0, 10)], mistakes)
@@ -80,6 +86,15 @@ def rotate(answer):
         turned = angles.cos() * a + angles.sin() * b, angles.sin() * a + angles.cos() * b
         return _interleaved(*turned)
 
+    def overwritten(x, position, frequencies):
+        angles = position * frequencies
+        a = angles.cos() * x[0::2] - angles.sin() * x[1::2]
+        return _interleaved(a, angles.sin() * a + angles.cos() * x[1::2])
+
+    def other_order(x, position, frequencies):
+        angles = (position * frequencies).repeat(2)
+        return x * angles.cos() + _interleaved(-x[1::2], x[0::2]) * angles.sin()
+
     cases = [
         (*_drawn(seed, P * 2), position, _speeds(theta, P))
         for seed, P, position, theta in ((1, 3, 2, 100.0), (2, 5, 1, 50.0), (3, 4, 7, 20.0))
@@ -94,6 +109,14 @@ def rotate(answer):
             lambda x, t, f: right(x, -t, f),
         "a sine has the wrong sign, so lengths change. The minus stands in the first number.":
             wrong_sine,
+        "the second number of a pair is made from the first one after its turn. Both are made from "
+        "a and b as they were: give the new ones other names.": overwritten,
+        "sine and cosine are swapped.":
+            lambda x, t, f: _interleaved(*_turned(x, math.pi / 2 - t * f)),
+        "the angles stand in another order than the pairs: f0, f1, ... twice over. Neighbours "
+        "share one: repeat_interleave(2).": other_order,
+        "it turns one position too little. Positions count from 0: take the argument as it is.":
+            lambda x, t, f: right(x, t - 1, f),
         "it turns one position too far. Positions count from 0: take the argument as it is.":
             lambda x, t, f: right(x, t + 1, f),
         "the angle is taken as degrees. Position times frequency is in radians already.":
@@ -255,6 +278,9 @@ def rope_scaling(answer):
                 mixed(1 - ramp(f, low, high, n).clamp(0, 1), f, factor),
         "the ramp goes on below 0 and above 1. It needs a clamp(0, 1).":
             lambda f, factor, low, high, n: mixed(ramp(f, low, high, n), f, factor),
+        "wavelengths are mixed. It is speeds that are mixed: s * frequency + (1 - s) * frequency / "
+        "factor.": lambda f, factor, low, high, n:
+                1 / mixed(ramp(f, low, high, n).clamp(0, 1), 1 / f, 1 / factor),
         "the slow pairs got quicker. A longer wave has a smaller speed: divide by the factor.":
             lambda f, factor, *rest: right(f, 1 / factor, *rest),
         "the factor 8 is typed in, as in Meta's reference code. 3.2 has 32: use the argument.":

@@ -19,9 +19,9 @@ def _drawn(seed, *shapes):
 
 # --- 6.1: F from params.json ----------------------------------------------------------------------
 
-WIDTHS = [  # dim, multiple_of, ffn_dim_multiplier; the last three are of no released model
+WIDTHS = [  # dim, multiple_of, ffn_dim_multiplier; the last four are of no released model
     (4096, 1024, 1.3), (8192, 4096, 1.3), (16384, 4096, 1.2), (2048, 256, 1.5),
-    (50, 1, 1.3), (90, 13, None), (768, 256, 1.0),
+    (50, 1, 1.3), (52, 1, 1.3), (90, 13, None), (768, 256, 1.0),
 ]  # fmt: skip
 
 
@@ -61,6 +61,8 @@ def ffn_dim(answer):
             lambda dim, _, multiplier: _width(dim, 1, multiplier),
         "int() cuts the fraction off, after the 2/3 and after the multiplier; here it is rounded.":
             lambda *case: _width(*case, cut=round),
+        "int() is taken once, after the multiplier. Meta takes it after the 2/3, too.":
+            lambda dim, m, multiplier: _width(dim, m, 2 / 3 * (multiplier or 1), thirds=3),
         "the fractions are carried along. Meta cuts them off, with int(), after the 2/3 and after "
         "the multiplier.": lambda *case: _width(*case, cut=lambda width: width),
     }  # fmt: skip
@@ -119,13 +121,18 @@ def one_neuron(answer):
 EPS = 1e-5
 
 
-def _layer(seed, D, width):
+class _Layer(dict):
     """The weights of one layer that stand behind attention, by their names inside a layer."""
+
+    def __repr__(self):
+        return "weights"
+
+
+def _layer(seed, D, width):
     w1, w3, w2, one, two = _drawn(seed, (width, D), (width, D), (D, width), (D,), (D,))
-    return {
-        "attention_norm.weight": 1 + 0.3 * one, "ffn_norm.weight": 1 + 0.3 * two,
-        "feed_forward.w1.weight": w1, "feed_forward.w3.weight": w3, "feed_forward.w2.weight": w2,
-    }  # fmt: skip
+    names = ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2", "attention_norm", "ffn_norm")
+    tensors = w1, w3, w2, 1 + 0.3 * one, 1 + 0.3 * two
+    return _Layer((f"{name}.weight", w) for name, w in zip(names, tensors, strict=True))
 
 
 def second_half(answer):
@@ -135,15 +142,9 @@ def second_half(answer):
     """
 
     cases = [
-        (*_drawn(seed, (T, D), (T, D)), seed, width)
+        (*_drawn(seed, (T, D), (T, D)), _layer(seed, D, width), EPS)
         for seed, T, D, width in ((4, 3, 6, 10), (5, 5, 4, 7), (6, 2, 8, 9))
     ]
-
-    def given(function):
-        def with_weights(stream, change, seed, width):
-            return function(stream, change, _layer(seed, stream.shape[-1], width), EPS)
-
-        return with_weights
 
     def norm(x, weights, eps, name="ffn_norm.weight"):
         return rms_norm(x, weights[name], eps)
@@ -174,12 +175,7 @@ def second_half(answer):
         "before the feed-forward, and the sum stays as it is.":
             lambda s, c, w, eps: norm(s + c + feed_forward(s + c, w), w, eps),
     }  # fmt: skip
-    examine(
-        given(answer),
-        given(lambda s, c, w, eps: s + c + ffn(s + c, w, eps)),
-        cases,
-        {message: given(mistake) for message, mistake in mistakes.items()},
-    )
+    examine(answer, lambda s, c, w, eps: s + c + ffn(s + c, w, eps), cases, mistakes)
 
 
 # --- 6.4: an exact product ------------------------------------------------------------------------
@@ -195,7 +191,8 @@ def multiplier(answer):
         if not isinstance(found, tuple | list) or len(found) != 3:
             raise ValueError("expected three tensors: return w1, w3, w2")
         names = (f"feed_forward.{name}.weight" for name in ("w1", "w3", "w2"))
-        return feed_forward(x, {n: w.to(x) for n, w in zip(names, found, strict=True)})
+        tensors = (torch.as_tensor(w, dtype=x.dtype, device=x.device) for w in found)
+        return feed_forward(x, dict(zip(names, tensors, strict=True)))
 
     def first(values):
         return torch.stack([values, torch.zeros_like(values)], dim=-1)
@@ -220,6 +217,12 @@ def multiplier(answer):
             return product(lambda u, v: function(*pick(u, v)))
 
         mistakes |= {
+            f"w2 is transposed: it is [2, F], a row for each output and a column for each neuron "
+            f"(this is SiLU({gate})·{up}, twice).":
+                lambda x, of=of: of(lambda a, b: F.silu(a) * b)(x)[..., :1].expand(x.shape),
+            f"w2 is transposed: it is [2, F], a row for each output and a column for each neuron "
+            f"(this is SiLU(-{gate})·(-{up}), twice).":
+                lambda x, of=of: of(lambda a, b: -F.silu(-a) * b)(x)[..., :1].expand(x.shape),
             f"this is SiLU({gate})·{up}, the product of one neuron: nearly nothing where {gate} is "
             "negative. A second neuron has to add what is missing there.":
                 of(lambda a, b: F.silu(a) * b),

@@ -44,8 +44,14 @@ def group_digits(answer):
         "commas belong to a number's look and are not in the text: return the pieces alone.": (
             lambda digits: f"{int(digits):,}"
         ),
+        "the zeros at the front are gone: as a number, 007 is 7. Group the text itself.": (
+            lambda digits: right(str(int(digits)))
+        ),
+        "these are numbers. Return texts: as a number, 045 is 45.": (
+            lambda digits: [int(piece) for piece in right(digits)]
+        ),
     }
-    cases = [("1234567",), ("42",), ("123456",), ("12345678901",)]
+    cases = [("1234567",), ("42",), ("123456",), ("0071045",)]
     examine(answer, right, cases, mistakes)
 
 
@@ -174,6 +180,10 @@ def stream(answer):
         "this is one text. Return a list with a text for each token.": (
             lambda tokens: b"".join(tokens).decode("utf-8")
         ),
+        "there is one text too many, at the end. `Tokenizer.stream` gives out what is left when no "
+        "token comes any more; here there is a text for each token and no other.": (
+            lambda tokens: [*right(tokens), ""]
+        ),
     }
     i, go, llama = (character.encode("utf-8") for character in "ï語🦙")
     cases = [
@@ -229,6 +239,9 @@ def count_ways(answer):
             lambda piece, ranks: len(_by_rank(piece, ranks))
         ),
         "you stop as soon as the rest is one token. It may be cut further, too: count on.": early,
+        "nothing is counted. There is one way to write no bytes at all: start from 1.": (
+            lambda piece, ranks: 0
+        ),
     }
     letters = [bytes([byte]) for byte in b"thesi nk"]
     tokens = letters + b"th he the in nk ink es hes esi".split() + [b" t", b" th", b" the"]
@@ -242,15 +255,19 @@ def chat(answer):
 
     messages: [{"role": "user", "content": "Hello"}, ...]. The ids are those of `encode_chat`.
     """
-    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
+    tokens = [*(bytes([byte]) for byte in range(256)), b"\n\n", b"\n\n\n"]
+    tokenizer = Tokenizer({token: rank for rank, token in enumerate(tokens)})
     special, encode = tokenizer.special, tokenizer.encode
 
-    def build(messages, first=True, bos=(), gap="\n\n", end="<|eot_id|>", last=True, strip=False):
+    def build(
+        messages, first=True, bos=(), gap=("\n\n",), end="<|eot_id|>", last=True, strip=False
+    ):
         """bos: the parts before which `encode` has put a second <|begin_of_text|>."""
 
         def header(role):
             ids = [special["<|start_header_id|>"], *encode(role, bos="role" in bos)]
-            return [*ids, special["<|end_header_id|>"], *encode(gap, bos="gap" in bos)]
+            empty_line = [i for part in gap for i in encode(part, bos="gap" in bos)]
+            return [*ids, special["<|end_header_id|>"], *empty_line]
 
         ids = [tokenizer.bos_id] * first
         for message in messages:
@@ -262,6 +279,10 @@ def chat(answer):
     def rendered(messages):
         text = tokenizer.decode(build(messages))
         return encode(text, bos=False, allowed_special="all")
+
+    def glued(messages):
+        with_gap = [message | {"content": "\n\n" + message["content"]} for message in messages]
+        return [*build(with_gap, gap=[], last=False), *build([], first=False)]
 
     def bos_each_turn(messages):
         turns = [build([message], last=False) for message in messages]
@@ -282,11 +303,16 @@ def chat(answer):
             lambda messages: build(messages, first=False)
         ),
         "the empty line after each header is missing: two line ends, encoded by themselves.": (
-            lambda messages: build(messages, gap="")
+            lambda messages: build(messages, gap=[])
         ),
         "one line end follows each header. There are two: an empty line.": (
-            lambda messages: build(messages, gap="\n")
+            lambda messages: build(messages, gap=["\n"])
         ),
+        "the two line ends of an empty line are encoded one by one. Together they are one token.": (
+            lambda messages: build(messages, gap=["\n", "\n"])
+        ),
+        "a content that begins with a line end was merged with the empty line before it. Encode "
+        "the empty line by itself, as part of the header, and the content by itself.": glued,
         "the header of the assistant's turn is missing at the end: the model would have to write "
         "it before its answer.": lambda messages: build(messages, last=False),
         "the last turn is closed: after the assistant's header the model is to write, so no "
@@ -309,7 +335,7 @@ def chat(answer):
             [
                 hello,
                 {"role": "assistant", "content": "Hi"},
-                {"role": "user", "content": "a<|eot_id|>b"},
+                {"role": "user", "content": "\na<|eot_id|>b"},
             ],
         ),
     ]

@@ -252,7 +252,8 @@ def heads(model, n_documents=60):
     weights, config, tokenizer = model
     table = {}
     for name, (kind, pairs_of) in PATTERNS.items():
-        random, total, n_pairs = Random(SKILLS_SEED).random, 0.0, 0
+        random, n_pairs = Random(SKILLS_SEED).random, 0
+        total = torch.zeros(config.n_layers, config.n_heads)
         for _ in range(n_documents):
             ids, answers = encode(world.document(random, kind), tokenizer)
             pairs = pairs_of(ids=ids, answers=answers, places=Places(ids, tokenizer))
@@ -261,7 +262,7 @@ def heads(model, n_documents=60):
                     forward(weights, torch.tensor(ids), config)
                 probabilities = torch.stack([call["probabilities"] for call in seen])
                 total, n_pairs = total + head_scores(probabilities, pairs), n_pairs + len(pairs)
-        table[name] = total / n_pairs, n_pairs
+        table[name] = total / max(n_pairs, 1), n_pairs
     return table
 
 
