@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 LAB_FLAGS ?=
 PYTEST_FLAGS ?= -n auto --dist loadfile -q
 NBVAL := $(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval-current-env
+# A cell's prints as one output, however many messages they came in.
+ONE_STREAM := nbconvert.preprocessors.coalescestreams.CoalesceStreamsPreprocessor
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -28,10 +30,11 @@ test: $(VENV)/.test  ## run everything there is to test
 	LLAMA3_CHECKPOINT=$(CURDIR)/build/other-sizes $(NBVAL) --nbval-lax notebooks
 
 notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their outputs
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
 	    --ClearMetadataPreprocessor.clear_cell_metadata=False \
-	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec notebooks/*.ipynb
+	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
+	    --NotebookExporter.preprocessors=$(ONE_STREAM) notebooks/*.ipynb
 
 images: $(VENV)/.notebooks  ## draw the pictures again
 	$(BIN)/python images/draw.py

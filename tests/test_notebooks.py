@@ -31,6 +31,8 @@ def test_notebooks_are_kept_in_their_form(path):
         assert max(map(len, source.splitlines())) <= 88, f"{cell['id']} is wide"
         assert cell["metadata"].keys() <= {"tags", "jupyter"}
         assert set(cell["metadata"].get("tags", [])) <= TAGS
+        streams = [output["name"] for output in cell["outputs"] if "name" in output]
+        assert len(set(streams)) == len(streams), f"{cell['id']}: one stream in two parts"
         for output in cell["outputs"]:
             if "image/png" in output.get("data", {}):
                 alt = output["metadata"].get("image/png", {}).get("alt", "")

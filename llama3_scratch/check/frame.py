@@ -52,7 +52,8 @@ def _difference(found, expected):
             return f"the dtype is {found.dtype}, expected {expected.dtype}."
         return _first_far(found.detach(), expected.detach())
     if isinstance(expected, bool | str | bytes | type(None)):
-        return None if found == expected else f"the result is {found!r}, expected {expected!r}."
+        same = type(found) is type(expected) and found == expected
+        return None if same else f"the result is {found!r:.80}, expected {expected!r:.80}."
     if isinstance(expected, int | float):
         try:
             close = bool(abs(found - expected) <= 1e-4 * max(abs(expected), 1e-9))
