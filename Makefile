@@ -11,7 +11,7 @@ ONE_STREAM := nbconvert.preprocessors.coalescestreams.CoalesceStreamsPreprocesso
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab run test notebooks images tiny tiny-quick lint format clean
+.PHONY: help lab run test notebooks playground images tiny tiny-quick lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their output
 	    --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
 	    --NotebookExporter.preprocessors=$(ONE_STREAM) notebooks/*.ipynb
+
+playground: $(VENV)/.package  ## the tiny model as a page for any browser, in build/playground
+	@mkdir -p build/playground
+	@cp site/playground/* build/playground
+	@$(BIN)/python site/weights.py build/playground
+	@echo "open $(CURDIR)/build/playground/index.html"
 
 images: $(VENV)/.notebooks  ## draw the pictures again
 	$(BIN)/python images/draw.py

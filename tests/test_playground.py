@@ -12,7 +12,7 @@ import torch
 from conftest import make_weights
 from test_tokenizer import corpus
 
-from llama3_scratch import PROMPT, Config, attend, forward, generate, load, watch
+from llama3_scratch import PROMPT, Config, Tokenizer, attend, forward, generate, load, watch
 from llama3_scratch.config import RopeScaling
 from llama3_scratch.generate import token_probabilities
 from llama3_scratch.tokenizer import special_tokens
@@ -87,7 +87,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """-> a function (folder, how) -> the page, ready. Afterwards: no error, no request elsewhere."""
+    """-> a function (folder, how) -> the page, ready. Afterwards: no error, no outside request."""
     contexts, wrong = [], []
 
     def visit(folder, ready=".chip", **how):
@@ -114,10 +114,8 @@ def run_forward(page, ids):
           const layers = [];
           const watch = (name, tensor) => name === "probabilities" && layers.push(tensor);
           const logits = forward(model.weights, ids, model.config, null, watch);
-          const text = %s;
-          return [text(logits), layers.map(text)];
-        }"""
-        % TO_BASE64,
+          return [logits, ...layers].map(TO_BASE64);
+        }""".replace("TO_BASE64", TO_BASE64),
         ids,
     )
 
@@ -125,7 +123,7 @@ def run_forward(page, ids):
 def difference(page, weights, config, ids):
     """The largest difference of a logit, and of an attention probability, from the package."""
     T, V, N = len(ids), config.vocab_size, config.n_heads
-    logits, layers = run_forward(page, ids)
+    logits, *layers = run_forward(page, ids)
     with watch(attend) as seen:
         expected = forward(weights, torch.tensor(ids), config)
     assert len(layers) == len(seen) == config.n_layers
@@ -186,18 +184,39 @@ SPACES += [chr(code) for code in (*range(0x2000, 0x2010), 0x2028, 0x2029, 0x202F
 SPACES += ["\u3000", "\ufeff", "\u200b"]
 
 
-def test_ids_and_text_are_the_packages(visit, folder, tiny):
-    page, tokenizer = visit(folder), tiny[2]
-    texts = [*corpus(), *PROMPTS, "x" * 300, "é" * 200, " " * 300, *special_tokens()]
+@pytest.fixture(scope="module")
+def texts():
+    texts = [*corpus(), *PROMPTS, "x" * 300, "é" * 200, " " * 300, *special_tokens(), "\ufeffa"]
     texts += [f"a{space}{space}b {space}c{space}\n{space}7{space}!" for space in SPACES]
     texts += [f"{first}'{end}{last}" for end in ("s", "S", "ſ", "re", "Re", "vE", "LL", "ll", "d")
               for first in ("", "a", " ") for last in ("", "x", " ")]  # fmt: skip
+    return texts
+
+
+def test_text_is_cut_where_the_package_cuts_it(visit, folder, texts):
+    """In a vocabulary of all pairs of bytes hardly two pieces can be joined and not be noticed."""
+    single = [bytes([i]) for i in range(256)]
+    tokens = single + [a + b for a in single for b in single]
+    pairs = Tokenizer({token: rank for rank, token in enumerate(tokens)})
+    script = """([tokens, special, texts]) => {
+      const tokenizer = new Tokenizer(tokens.map(atob), special, []);
+      return texts.map((text) => tokenizer.encode(text));
+    }"""
+    coded = [base64.b64encode(token).decode() for token in tokens]
+    found = visit(folder).evaluate(script, [coded, special_tokens(), texts])
+    for text, ids in zip(texts, found, strict=True):
+        assert ids == pairs.encode(text), repr(text)
+
+
+def test_ids_and_text_are_the_packages(visit, folder, tiny, texts):
+    page, tokenizer = visit(folder), tiny[2]
     expected = [tokenizer.encode(text) for text in texts]
     encode = "(texts) => texts.map((text) => model.tokenizer.encode(text))"
     for text, found, right in zip(texts, page.evaluate(encode, texts), expected, strict=True):
         assert found == right, repr(text)
     with_special = """(texts) => texts.map((text) => [
-      model.tokenizer.encode(text, false, "all"), model.tokenizer.encode(text, false, ["<|eot_id|>"]),
+      model.tokenizer.encode(text, false, "all"),
+      model.tokenizer.encode(text, false, ["<|eot_id|>"]),
     ])"""
     for text, found in zip(texts, page.evaluate(with_special, texts), strict=True):
         assert found[0] == tokenizer.encode(text, bos=False, allowed_special="all"), repr(text)
@@ -205,6 +224,7 @@ def test_ids_and_text_are_the_packages(visit, folder, tiny):
     cut = [ids[: 1 + len(ids) // 2] for ids in expected]
     decode = "(lists) => lists.map((ids) => model.tokenizer.decode(ids))"
     assert page.evaluate(decode, expected) == ["<|begin_of_text|>" + text for text in texts]
+    assert page.evaluate(decode, [ids[1:] for ids in expected]) == texts
     assert page.evaluate(decode, cut) == [tokenizer.decode(ids) for ids in cut]
 
 
@@ -230,7 +250,7 @@ def test_the_probabilities_to_draw_from_are_the_packages(visit, folder):
             for top_p in (0.05, 0.5, 0.95, 1.0):
                 found = page.evaluate(script, [row.tolist(), temperature, top_p])
                 right = token_probabilities(row, temperature, top_p=top_p)
-                assert torch.allclose(torch.tensor(found), right, atol=1e-6)
+                assert torch.allclose(torch.tensor(found).float(), right, atol=1e-6)
         one = page.evaluate(script, [row.tolist(), 0, 0.5])
         assert one == [float(i == row.argmax()) for i in range(len(row))]
 
@@ -313,7 +333,7 @@ def test_the_heatmap_follows_pointer_and_keys(visit, folder, tiny):
     cell = float(page.get_attribute("#heatmap", "data-cell"))
     page.hover("#heatmap", position={"x": 3.5 * cell, "y": 9.5 * cell})
     assert weights_on_chips(page) == pytest.approx(rows[9].tolist(), abs=1e-3)
-    assert f"with {rows[9, 3]:.3f}" in page.inner_text("#readout")
+    assert f"probability {rows[9, 3]:.3f}" in page.inner_text("#readout")
     page.mouse.move(0, 0)
     assert weights_on_chips(page) == pytest.approx(rows[-1].tolist(), abs=1e-3)
     page.focus("#heatmap")
@@ -326,8 +346,9 @@ def test_the_heatmap_follows_pointer_and_keys(visit, folder, tiny):
     darkness = page.evaluate("""() => {
       const canvas = get("heatmap");
       const cell = Number(canvas.dataset.cell) * devicePixelRatio;
-      const at = (t, s) => canvas.getContext("2d").getImageData(
-        Math.round((s + 0.5) * cell), Math.round((t + 0.5) * cell), 1, 1).data[0];
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const pixel = (place) => Math.round((place + 0.5) * cell);
+      const at = (t, s) => data[4 * (pixel(t) * canvas.width + pixel(s))];
       return state.positions.map((_, t) => state.positions.map((_, s) => 255 - at(t, s)));
     }""")
     for t in range(len(ids)):
