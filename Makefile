@@ -8,6 +8,7 @@ PYTEST_FLAGS ?= -n auto --dist loadfile -q
 NBVAL := $(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval-current-env
 # A cell's prints as one output, however many messages they came in.
 ONE_STREAM := nbconvert.preprocessors.coalescestreams.CoalesceStreamsPreprocessor
+LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -84,6 +85,9 @@ $(VENV)/.package: pyproject.toml constraints.txt
 $(VENV)/.notebooks: $(VENV)/.package
 	@echo "Adding JupyterLab to $(VENV) (once)"
 	@$(PIP) --editable '.[notebooks]'
+	@mkdir -p $(LAB_SETTINGS)  # the book opens without a question about news
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' \
+	    > $(LAB_SETTINGS)/overrides.json
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.notebooks

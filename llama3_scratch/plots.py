@@ -135,7 +135,7 @@ def outlined(figure, pairs) -> Figure:
         corner = key - 0.5, query - 0.5
         frame = plt.Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=1.5)
         figure.axes[0].add_patch(frame)
-        frame.set_zorder(3)
+        frame.set(zorder=3, clip_on=False)  # whole at the edges, too
     return figure
 
 
@@ -147,11 +147,11 @@ def rope_angles(rotations, title="") -> Figure:
     """
     rotations = rotations.detach().cpu()
     n_pairs = rotations.shape[-1]
-    columns = min(n_pairs, 8)
-    rows = -(-n_pairs // columns)
+    rows = -(-n_pairs // 8)
+    columns = -(-n_pairs // rows)  # rows of nearly one length, at most 8 to a row
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
-            rows, columns, figsize=(1.15 * columns, 1.32 * rows + 0.3), squeeze=False,
+            rows, columns, figsize=(1.0 * columns, 1.18 * rows + 0.3), squeeze=False,
             layout="constrained",
         )  # fmt: skip
         colours = plt.get_cmap("viridis_r")

@@ -62,6 +62,7 @@ def test_results_of_all_kinds_are_compared(capsys):
         (torch.tensor([1, 2]), torch.tensor([1, 3])),
         (torch.tensor([-torch.inf, 1.0]), torch.tensor([0.0, 1.0])),
         ({"a": torch.ones(2)}, {"a": torch.zeros(2)}), ({"a": 1}, {"b": 1}),
+        ({"a": torch.ones(2), "b": 1}, {"a": torch.ones(2)}), ({"a": 1}, [1]),
         (torch.tensor([1j]), torch.tensor([-1j])),
     ):  # fmt: skip
         same, other = (

@@ -2,6 +2,7 @@
 
 import struct
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,8 @@ def off_by(change):
     (off_by(lambda V, L, D, N, K, H, F: -2 * L * D), "norms in the layers are missing"),
     (off_by(lambda V, L, D, N, K, H, F: -D), "the last norm is missing"),
     (off_by(lambda V, L, D, N, K, H, F: -(2 * L + 1) * D), "all norms are missing"),
+    (off_by(lambda V, L, D, *sizes: -V * D - D), "what stands behind the layers"),
+    (off_by(lambda V, L, D, *sizes: (2 * L + 1) * D), "and no bias"),
     (lambda V, L, *sizes: my_n_parameters(V, 1, *sizes), "only one layer"),
     (off_by(lambda V, L, D, *sizes: 2 * (L - 1) * V * D), "tables are counted once a layer"),
     (off_by(lambda V, L, D, *sizes: (L - 1) * D), "the last norm is counted once a layer"),
@@ -104,13 +107,16 @@ def of(raw, D, id):
     (lambda raw, D, id: [row[id] for row in
                          (unpacked(of(raw, D, v)) for v in range(len(raw) // (2 * D)))],
      "this is the column"),
+    (lambda raw, D, id: unpacked(of(raw, D, id))[: (D + 1) // 2], "stop after D bytes"),
+    (lambda raw, D, id: unpacked(raw), "the whole table"),
+    (lambda raw, D, id: unpacked(of(raw, D, id))[1:], "bytes, 5, 3 the result has 4 entries"),
 ])  # fmt: skip
 def test_mistakes_in_reading_a_row(capsys, read, words):
     assert words in said(capsys, check.read_row, read)
 
 
-def test_a_row_may_be_given_as_a_tensor_or_a_tuple(capsys):
-    for kind in (torch.tensor, tuple):
+def test_a_row_may_be_given_as_a_tensor_an_array_or_a_tuple(capsys):
+    for kind in (torch.tensor, numpy.array, tuple):
         answer = lambda *case, kind=kind: kind(my_read_row(*case))  # noqa: E731
         assert said(capsys, check.read_row, answer).startswith("Right")
 
@@ -138,6 +144,8 @@ def centre(x, dim=-1):
      "the sum of the squares"),
     (lambda x, w, eps: centre(x, 0) / size(centre(x, 0), eps, 0) * w, "each column has mean 0"),
     (lambda x, w, eps: F.layer_norm(x, x.shape, None, None, eps) * w, "for all rows"),
+    (lambda x, w, eps: (x - x.mean(-1)) / (x.var(-1, correction=0) + eps).sqrt() * w,
+     "keepdim=True"),
     (lambda x, w, eps: F.layer_norm(x * w, w.shape, None, None, eps), "the weight comes first"),
 ])  # fmt: skip
 def test_mistakes_in_layer_norm(capsys, norm, words):
@@ -184,7 +192,15 @@ def exchanged(layer):
     (lambda layer: folded(layer, scale=torch.div), "divided by the weights"),
     (lambda layer: folded(layer, scale=lambda w, g: w * g[:, None]), "Did you scale rows"),
     (lambda layer: folded(layer, ffn=("w1", "w3", "w2")), "a matrix that does not read"),
-    (lambda layer: {n: w for n, w in folded(layer).items() if "norm" not in n}, "same nine names"),
+    (lambda layer: folded(layer, scale=lambda w, g: torch.diag(g) @ w), "Did you scale rows"),
+    (lambda layer: {n: w for n, w in folded(layer).items() if "norm" not in n},
+     "same nine names; attention_norm.weight is missing, ffn_norm.weight is missing."),
+    (lambda layer: folded(layer) | {"wq": 1}, "'wq' is not one of them"),
+    (lambda layer: list(folded(layer).values()), "of type list, expected a dictionary"),
+    (lambda layer: layer.update(folded(layer)) or layer, "it changes its arguments"),
+    (lambda layer: [folded(layer), layer.pop("ffn_norm.weight")][0], "out of its argument"),
+    (lambda layer: folded(layer, scale=torch.add), "for a layer with D = 6 'attention.wq.weight'"),
+    (lambda layer: layer["layers.0.attention.wq.weight"], "KeyError"),
 ])  # fmt: skip
 def test_mistakes_in_folding_the_norms(capsys, answer, words):
     told = said(capsys, check.fold, answer)
@@ -207,6 +223,9 @@ def unit(x, eps):
      "all of it is in bfloat16"),
     (lambda x, w, eps: (x.float() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
                         * (1 + w.float())).bfloat16(), "mean of the squares is taken in bfloat16"),
+    (lambda x, w, eps: (unit(x.float(), 0) * (1 + w.float())).bfloat16(), "eps is missing"),
+    (lambda x, w, eps: (x.float() / (x.float().pow(2).mean(-1) + eps).sqrt()).bfloat16(),
+     "keepdim=True"),
 ])  # fmt: skip
 def test_mistakes_in_gemmas_norm(capsys, norm, words):
     assert words in said(capsys, check.gemma_norm, norm)

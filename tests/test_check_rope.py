@@ -23,6 +23,7 @@ def speeds(theta, H):
 FREQUENCIES = {
     "P = H/2": lambda theta, H: 1 / theta ** (torch.arange(H) / H),
     "each twice": lambda theta, H: torch.stack([speeds(theta, H)] * 2, -1).flatten(),
+    "the P speeds twice over": lambda theta, H: torch.cat([speeds(theta, H)] * 2),
     "goes down only to the square root": lambda theta, H: theta ** -(torch.arange(H // 2) / H),
     "count from 1": lambda theta, H: 1 / theta ** (torch.arange(2, H + 1, 2) / H),
     "ends just short of 1": lambda theta, H: theta ** -(torch.arange(H // 2) / (H // 2 - 1)),
@@ -149,6 +150,7 @@ PRODUCT = {
     "the size of the complex sum": lambda *case: complex_product(*case).sum().abs(),
     "the sum is complex": lambda *case: complex_product(*case).sum(),
     "one number for each pair": lambda *case: complex_product(*case).real,
+    "H numbers": lambda q, k, d, f: turn(q, d, f) * k,
     "divided by sqrt(H)": lambda q, k, d, f: turn(q, d, f) @ k / len(q) ** 0.5,
     "by the distance alone": lambda q, k, d, f: turn(q, d, torch.ones(len(f))) @ k,
     "number i + P": lambda q, k, d, f: rotate_half(q, d, f) @ k,
@@ -215,6 +217,16 @@ def scaled(frequencies, factor, low, high, length, clamp=True, two_pi=2 * math.p
     return (1 - kept) * frequencies / factor + kept * frequencies
 
 
+def turns_forgotten(frequencies, factor, low, high, length):
+    kept = ((2 * math.pi / frequencies - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / factor + kept * frequencies
+
+
+def bounded(frequencies, factor, low, high, length, **bounds):
+    kept = ((length * frequencies / (2 * math.pi) - low) / (high - low)).clamp(**bounds)
+    return (1 - kept) * frequencies / factor + kept * frequencies
+
+
 def hard(frequencies, factor, border, length):
     waves = 2 * math.pi / frequencies
     return torch.where(waves > length / border, frequencies / factor, frequencies)
@@ -239,6 +251,11 @@ SCALING = {
     "a pair is slowed or not": lambda f, factor, low, high, n: hard(f, factor, low, n),
     "the border is at `high`": lambda f, factor, low, high, n: hard(f, factor, high, n),
     "evenly over the wavelengths": over_wavelengths,
+    "what do you compare": turns_forgotten,
+    "no lower bound": lambda *case: bounded(*case, max=1),
+    "no upper bound": lambda *case: bounded(*case, min=0),
+    "1 and 4 are typed in": lambda f, factor, low, high, n: scaled(f, factor, 1, 4, n),
+    "are low and high swapped": lambda f, factor, low, high, n: scaled(f, factor, high, low, n),
     "the quick pairs are slowed": lambda f, s, *rest: f + f / s - scaled(f, s, *rest),
     "needs a clamp": lambda *case: scaled(*case, clamp=False),
     "got quicker": lambda f, factor, *rest: scaled(f, 1 / factor, *rest),

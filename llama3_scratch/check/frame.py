@@ -68,7 +68,12 @@ def _difference(found, expected):
         pairs = enumerate(zip(found, expected, strict=True))
         faults = ((i, _difference(a, b)) for i, (a, b) in pairs)
         return next((f"entry {i}: {fault}" for i, fault in faults if fault), None)
-    if isinstance(expected, dict) and isinstance(found, dict) and found.keys() == expected.keys():
+    if isinstance(expected, dict):
+        if not isinstance(found, dict):
+            return f"the result is of type {type(found).__name__}, expected a dict."
+        odd = [*(expected.keys() - found.keys()), *(found.keys() - expected.keys())]
+        if odd:
+            return f"{odd[0]!r} is a key of only one of the two, your result and the expected one."
         faults = ((key, _difference(found[key], expected[key])) for key in expected)
         return next((f"{key!r}: {fault}" for key, fault in faults if fault), None)
     return None if found == expected else f"the result is {found!r:.80}, expected {expected!r:.80}."

@@ -1,5 +1,6 @@
 """The exercises of notebook 02: counting, reading and normalising what a checkpoint holds."""
 
+import copy
 import struct
 
 import torch
@@ -15,6 +16,25 @@ def _drawn(seed, *shapes):
     generator = torch.Generator("cpu").manual_seed(seed)
     drawn = [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
     return [tensor.to(torch.get_default_device()) for tensor in drawn]
+
+
+def _misfit(answer, case, message):
+    """Whether `answer` joins tensors whose shapes do not fit; if so the message is printed."""
+    try:
+        answer(*copy.deepcopy(case))
+    except RuntimeError as error:
+        if "size of tensor" in str(error) or "cannot be multiplied" in str(error):
+            print(f"Not yet: {message}")
+            return True
+    except Exception:  # `examine` tells it
+        pass
+    return False
+
+
+NOT_KEPT = (
+    "two shapes do not fit. A mean has one dimension less than x; with keepdim=True the last one "
+    "stays, with length 1, and each row gets its own number."
+)
 
 
 # --- 2.1: counting parameters ---------------------------------------------------------------------
@@ -55,6 +75,10 @@ def n_parameters(answer):
         "the last norm is missing, `norm.weight`, after all layers.": with_(last=0),
         "all norms are missing: two in every layer, and one after the last.":
             with_(norms=0, last=0),
+        "what stands behind the layers is missing: the last norm, [D], and the output matrix, "
+        "[V, D].": with_(tables=1, last=0),
+        "each norm has 2*D numbers here. An RMSNorm has D, one for each column, and no bias.":
+            with_(norms=4, last=2),
         "only one layer is counted. There are L.":
             lambda V, L, *sizes: _count(V, 1, *sizes),
         "the tables are counted once a layer. They stand outside the layers.":
@@ -69,6 +93,11 @@ def n_parameters(answer):
 # --- 2.2: one row from raw bytes ------------------------------------------------------------------
 
 
+class _Bytes(bytes):
+    def __repr__(self):  # how a message names them
+        return f"{len(self)} bytes"
+
+
 def _numbers(raw, start, D, form="<f", before=b"\0\0", after=b"", step=1):
     pairs = (raw[i : i + 2][::step] for i in range(start, start + 2 * D, 2))
     return [struct.unpack(form, before + pair + after)[0] for pair in pairs]
@@ -79,7 +108,7 @@ def read_row(answer):
 
     def listed(raw, D, id):
         row = answer(raw, D, id)
-        return row.detach().tolist() if isinstance(row, torch.Tensor) else row
+        return row.tolist() if hasattr(row, "tolist") else row  # a tensor, an array
 
     def right(raw, D, id):
         return _numbers(raw, 2 * id * D, D)
@@ -104,12 +133,16 @@ def read_row(answer):
             lambda raw, D, id: right(raw, D, id - 1),
         "this is the row after. Ids count from 0, so row `id` starts after `id` others.":
             lambda raw, D, id: right(raw, D, id + 1),
+        "you stop after D bytes. A row has D numbers, of two bytes each.":
+            lambda raw, D, id: right(raw, D, id)[: (D + 1) // 2],
+        "this is the whole table. Return one row of it, row `id`.":
+            lambda raw, D, id: _numbers(raw, 0, len(raw) // 2),
         "this is the column. A token's numbers stand one after the other, as a row.": column,
     }  # fmt: skip
     cases = []
     for seed, V, D, id in ((1, 7, 5, 3), (2, 6, 8, 1), (3, 9, 6, 4)):
         (table,) = _drawn(seed, (V, D))
-        raw = bytes(table.bfloat16().view(torch.uint8).flatten().tolist())
+        raw = _Bytes(table.bfloat16().view(torch.uint8).flatten().tolist())
         cases.append((raw, D, id))
     examine(listed, right, cases, mistakes)
 
@@ -169,7 +202,8 @@ def layer_norm(answer):
     for seed, shape, eps in ((1, (4, 6), 0.1), (2, (3, 7), 0.02), (3, (2, 3, 5), 0.3)):
         x, weight = _drawn(seed, shape, shape[-1:])
         cases.append((1.3 * x + 0.8, 1 + 0.4 * weight, eps))
-    examine(answer, right, cases, mistakes)
+    if not _misfit(answer, cases[0], NOT_KEPT):
+        examine(answer, right, cases, mistakes)
 
 
 def _by_columns(x, eps):
@@ -185,8 +219,13 @@ READS = {  # which norm's result each matrix of a layer reads
 }
 
 
+class _Layer(dict):
+    def __repr__(self):  # how a message names it
+        return f"a layer with D = {len(self['ffn_norm.weight'])}"
+
+
 def _layer(seed, D, kv, width):
-    """One layer's weights by their names inside a layer; the four sizes differ."""
+    """One layer's weights by their names inside a layer; the three sizes differ."""
     shapes = {
         "attention.wq.weight": (D, D), "attention.wk.weight": (kv, D),
         "attention.wv.weight": (kv, D), "attention.wo.weight": (D, D),
@@ -195,7 +234,7 @@ def _layer(seed, D, kv, width):
         "attention_norm.weight": (D,), "ffn_norm.weight": (D,),
     }  # fmt: skip
     layer = dict(zip(shapes, _drawn(seed, *shapes.values()), strict=True))
-    return {name: 1 + 0.3 * w if w.dim() == 1 else w for name, w in layer.items()}
+    return _Layer({name: 1 + 0.3 * w if w.dim() == 1 else w for name, w in layer.items()})
 
 
 def _fold(layer, reads=READS, by=lambda matrix, g: matrix * g, ones=True):
@@ -213,27 +252,6 @@ def fold(answer):
 
     {name inside a layer: tensor} -> {name: tensor}, all nine of them.
     """
-
-    def given(function):
-        def tensors(seed, *sizes):
-            layer = _layer(seed, *sizes)
-            try:
-                found = function(dict(layer))
-            except RuntimeError as error:
-                if "size of tensor" not in str(error):
-                    raise
-                raise ValueError(
-                    "a norm's weight has D numbers, one for each column of the matrices that read "
-                    "it. Did you scale rows, or a matrix that does not read the norm's result?"
-                ) from None
-            if found is None or not isinstance(found, dict):
-                return found
-            if found.keys() != layer.keys():
-                odd = sorted(found.keys() ^ layer.keys())
-                raise ValueError(f"expected the same nine names; {', '.join(odd)} is not in both")
-            return [found[name] for name in layer]
-
-        return tensors
 
     def only(**reads):
         return lambda layer: _fold(layer, {f"{name}.weight": m for name, m in reads.items()})
@@ -265,8 +283,39 @@ def fold(answer):
         "the matrices are divided by the weights. What the norm multiplied before, the matrix has "
         "to multiply now.": lambda layer: _fold(layer, by=lambda matrix, g: matrix / g),
     }  # fmt: skip
-    cases = [(1, 6, 2, 11), (2, 8, 4, 5), (3, 10, 5, 13)]
-    examine(given(answer), given(_fold), cases, {m: given(f) for m, f in mistakes.items()})
+    cases = [(_layer(*sizes),) for sizes in ((1, 6, 2, 11), (2, 8, 4, 5), (3, 10, 5, 13))]
+    if not (_misfit(answer, cases[0], NOT_COLUMNS) or _other_names(answer, cases[0])):
+        examine(answer, _fold, cases, mistakes)
+
+
+NOT_COLUMNS = (
+    "two shapes do not fit. A norm's weight has D numbers, one for each column of the matrices "
+    "that read it. Did you scale rows, or a matrix that does not read the norm's result?"
+)
+
+
+def _other_names(answer, case):
+    """Whether the result is no dictionary with the layer's nine names; if so, it is printed."""
+    (layer,) = copy.deepcopy(case)
+    names = set(layer)
+    try:
+        found = answer(layer)
+    except Exception:  # `examine` tells it
+        return False
+    if isinstance(found, dict) and found.keys() != names:
+        missing, odd = sorted(names - found.keys()), sorted(found.keys() - names, key=str)
+        faults = [f"{name} is missing" for name in missing]
+        faults += [f"{name!r:.40} is not one of them" for name in odd]
+        print(f"Not yet: expected the same nine names; {', '.join(faults)}.")
+        return True
+    if found is not None and not isinstance(found, dict):
+        kind = type(found).__name__
+        print(f"Not yet: the result is of type {kind}, expected a dictionary, {{name: tensor}}.")
+        return True
+    if layer.keys() != names:
+        print("Not yet: it takes names out of its argument. Make a new dictionary: `dict(layer)`.")
+        return True
+    return False
 
 
 # --- 2.5: another model's norm --------------------------------------------------------------------
@@ -307,9 +356,12 @@ def gemma_norm(answer):
         "`x.float()` before the squares.": lambda x, weight, eps:
             (x.float() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps).float()
              * (1 + weight.float())).type_as(x),
+        "eps is missing, or so small that it does nothing: use the argument.":
+            lambda x, weight, eps: right(x, weight, 0.0),
     }  # fmt: skip
     cases = []
     for seed, T, D, eps in ((1, 5, 24, 1e-6), (2, 7, 18, 1e-6), (3, 4, 30, 1e-3)):
         x, weight = _drawn(seed, (T, D), (D,))
         cases.append(((1.7 * x).bfloat16(), (0.4 * weight).bfloat16(), eps))
-    examine(answer, right, cases, mistakes)
+    if not _misfit(answer, cases[0], NOT_KEPT):
+        examine(answer, right, cases, mistakes)

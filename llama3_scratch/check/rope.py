@@ -31,6 +31,8 @@ def frequencies(answer):
             lambda theta, H: 1 / theta ** (torch.arange(H) / H),
         "there are H of them, each twice. Expected one to a pair: P = H/2.":
             lambda theta, H: right(theta, H).repeat_interleave(2),
+        "there are H of them, the P speeds twice over. Expected one to a pair: P = H/2.":
+            lambda theta, H: right(theta, H).repeat(2),
         "the exponent is p/H. It is p/P, which is 2p/H; yours goes down only to the square root.":
             lambda theta, H: 1 / theta ** (torch.arange(H // 2) / H),
         "the first pair does not turn by 1 radian. Do your pairs count from 1? They count from 0.":
@@ -186,6 +188,8 @@ def relative_product(answer):
         "the size of the complex sum is taken. q.k is its real part.": size,
         "the sum is complex. q.k is its real part.": whole,
         "one number for each pair. q.k is their sum.": one_by_one,
+        "H numbers, each a product of two. q.k is their sum.":
+            lambda q, k, d, f: spun(q, d, f) * k,
         "the product is divided by sqrt(H). That is right for a score (notebook 04); here q.k "
         "itself is asked for.": lambda q, k, d, f: right(q, k, d, f) / math.sqrt(len(q)),
         "every pair turns by the distance alone. Its own frequency is missing.":
@@ -264,7 +268,10 @@ def rope_scaling(answer):
         (_speeds(20000.0, 12)[6:], 3.0, 1.5, 3.0, 4096),
     ]
     mistakes = {
-        "nothing has changed: these are the speeds of Llama 3 itself.": lambda f, *rest: f,
+        "nothing has changed: these are the speeds of Llama 3 itself. s comes from the turns in "
+        "the old context, frequency * original_length / (2 pi); what do you compare with low and "
+        "high?":
+            lambda f, *rest: f,
         "every pair is slowed. The quick ones, with more than `high` turns in the old context, "
         "stay as they are.": lambda f, factor, *rest: f / factor,
         "there is no ramp: a pair is slowed or not. Between `low` and `high` turns it is mixed.":
@@ -273,11 +280,20 @@ def rope_scaling(answer):
         "mixed.": border(1),
         "the ramp goes evenly over the wavelengths. It goes evenly over the turns in the old "
         "context.": in_waves,
-        "the quick pairs are slowed and the slow ones kept. It is the other way round.":
+        "the quick pairs are slowed and the slow ones kept. It is the other way round; are low and "
+        "high swapped, or s and 1 - s?":
             lambda f, factor, low, high, n:
                 mixed(1 - ramp(f, low, high, n).clamp(0, 1), f, factor),
         "the ramp goes on below 0 and above 1. It needs a clamp(0, 1).":
             lambda f, factor, low, high, n: mixed(ramp(f, low, high, n), f, factor),
+        "s has no lower bound: pairs of less than `low` turns need s = 0.":
+            lambda f, factor, low, high, n:
+                mixed(ramp(f, low, high, n).clamp(max=1), f, factor),
+        "s has no upper bound: pairs of more than `high` turns need s = 1.":
+            lambda f, factor, low, high, n:
+                mixed(ramp(f, low, high, n).clamp(min=0), f, factor),
+        "1 and 4 are typed in. Use the arguments low and high.":
+            lambda f, factor, low, high, n: right(f, factor, 1, 4, n),
         "wavelengths are mixed. It is speeds that are mixed: s * frequency + (1 - s) * frequency / "
         "factor.": lambda f, factor, low, high, n:
                 1 / mixed(ramp(f, low, high, n).clamp(0, 1), 1 / f, 1 / factor),
