@@ -1,7 +1,7 @@
 """Writes the checkpoint of the third lane: `python tests/other_sizes.py build/other-sizes`.
 
-Random weights, and no size as in the tiny model: V 557 (a prime; the prompt has 51 tokens), L 3, D 84, N 6, K 2, G 3, H 14,
-P 7, F 190. A notebook that has one of tiny's sizes typed in fails on it.
+Random weights, and no size as in the tiny model: V 557 (a prime; the prompt has 51 tokens), L 5,
+D 84, N 6, K 3, G 2, H 14, P 7, F 190. A notebook that has one of tiny's sizes typed in fails on it.
 """
 
 import sys
@@ -10,7 +10,7 @@ from llama3_scratch import Config, random_weights, save
 from llama3_scratch.tiny.train import make_tokenizer
 from llama3_scratch.tokenizer import N_SPECIAL
 
-CONFIG = Config(84, 3, 6, 2, 557, 19, 1e-5, 500000.0, 0.85)
+CONFIG = Config(84, 5, 6, 3, 557, 19, 1e-5, 500000.0, 0.85)
 
 if __name__ == "__main__":
     tokenizer = make_tokenizer(CONFIG.vocab_size - N_SPECIAL)

@@ -58,7 +58,8 @@ def test_any_other_fault_says_where_it_is(capsys):
 def test_results_of_all_kinds_are_compared(capsys):
     for right, wrong in (
         ([1, 2], [1, 3]), ([1, 2], [1, 2, 3]), ((1, "a"), (1, "b")), (b"a", b"b"), ("a", "b"),
-        (0.25, 0.26), (True, False), ({"a": 1}, {"a": 2}), (1, "1"), ([1], 1), (1, torch.ones(2)), (True, torch.ones(2)),
+        (0.25, 0.26), (True, False), ({"a": 1}, {"a": 2}), (1, "1"), ([1], 1),
+        (1, torch.ones(2)), (True, torch.ones(2)),
         (torch.tensor([1, 2]), torch.tensor([1, 3])),
         (torch.tensor([-torch.inf, 1.0]), torch.tensor([0.0, 1.0])),
         ({"a": torch.ones(2)}, {"a": torch.zeros(2)}), ({"a": 1}, {"b": 1}),

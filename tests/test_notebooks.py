@@ -11,6 +11,10 @@ import nbformat
 import pytest
 from conftest import Tolerant
 
+from llama3_scratch import PROMPT, load
+from llama3_scratch.tiny.train import make_tokenizer
+from llama3_scratch.tokenizer import N_SPECIAL
+
 ROOT = Path(__file__).parents[1]
 TAGS = {"nbval-check-output", "hide-cell", "exercise", "solution", "parity-ledger"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -43,6 +47,18 @@ def test_notebooks_are_kept_in_their_form(path):
             assert not re.search(r"/home|/root|/tmp|0x[0-9a-f]{6}|20\d\d-\d\d", shown)
             widest = 100 if "inspect.getsource" in source else 80  # our own files have 100
             assert max(map(len, shown.splitlines()), default=0) <= widest, f"{cell['id']}: wide"
+
+
+def test_the_third_lane_has_other_sizes():
+    """Every one, and the number of the prompt's tokens."""
+    import other_sizes
+
+    _, config, tokenizer = load("tiny")
+    others = other_sizes.CONFIG.sizes
+    assert all(others[letter] != size for letter, size in config.sizes.items())
+    assert len(set(others.values())) == len(others)
+    ranks = other_sizes.CONFIG.vocab_size - N_SPECIAL
+    assert len(make_tokenizer(ranks).encode(PROMPT)) != len(tokenizer.encode(PROMPT))
 
 
 def test_decimals_may_differ_by_two_thousandths_and_nothing_else():
