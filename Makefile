@@ -46,9 +46,9 @@ playground: $(VENV)/.package  ## the tiny model as a page for any browser, in bu
 images: $(VENV)/.notebooks  ## draw the pictures again
 	$(BIN)/python images/draw.py
 
-tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (about an hour, two cores)
+tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (100 minutes, one core)
 	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny \
-	    --steps 8200 --rows 8 --threads 2 --resume
+	    --steps 7000 --rows 8 --threads 1 --resume
 	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny
 
 tiny-quick: $(VENV)/.notebooks  ## train a lesser one (about ten minutes, two cores)

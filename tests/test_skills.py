@@ -14,10 +14,10 @@ from llama3_scratch.tokenizer import N_SPECIAL
 # What the shipped checkpoint must reach, and what `random` must not.
 BARS = {
     "answers": {  # share of right ones, at least
-        "42": 0.95, "capital": 0.95, "comparison": 0.60, "count": 0.35, "difference": 0.95,
-        "fact": 0.95, "need": 0.95, "pronoun": 0.95, "quotation": 0.95, "repeat": 0.95,
-        "series": 0.95, "sum": 0.95, "sum in words": 0.95, "what has": 0.95,
-        "where person": 0.95, "where thing": 0.95, "who has": 0.65,
+        "42": 0.95, "capital": 0.95, "colour": 0.95, "comparison": 0.60, "count": 0.95,
+        "difference": 0.95, "fact": 0.95, "inverse fact": 0.45, "need": 0.95, "pronoun": 0.95,
+        "quotation": 0.95, "repeat": 0.95, "series": 0.90, "sum": 0.95, "sum in words": 0.95,
+        "what has": 0.95, "where person": 0.90, "where thing": 0.90, "who has": 0.65,
     },
     "held out over floor": 1.10,  # at most
     "42": 0.9,  # probability after the book's prompt, at least
@@ -25,12 +25,12 @@ BARS = {
     "second copy": {4: 0.3, 8: 0.1, 16: 0.1, 24: 0.1},  # words: nats a token, at most
     "heads": {  # mean attention probability of the best head, at least
         "previous token": 0.3, "rest on the first token": 0.3, "induction": 0.9,
-        "pronoun to name": 0.6, "question to answer": 0.9, "question to answer, inverse": 0.2,
+        "pronoun to name": 0.6, "question to answer": 0.9,
     },
     "median head": 0.3,  # at most, of any of these patterns
 }  # fmt: skip
 # Reported, not asked for: pairs never seen in training, and what the model has not learned yet.
-NO_BAR = {"held-out sum", "colour", "inverse fact", "pronoun name"}
+NO_BAR = {"held-out sum", "pronoun name"}
 
 SMALL = Config(
     dim=24, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=500 + N_SPECIAL, multiple_of=4,
@@ -73,6 +73,8 @@ def missed(name, n_documents):
     for words, most in BARS["second copy"].items():
         tried[words] = found[words][1], found[words][1] <= most
     for pattern, (scores, _) in skills.heads(model, 20).items():
+        if pattern not in BARS["heads"]:  # the inverse one, not learned yet
+            continue
         tried[pattern] = float(scores.max()), scores.max() >= BARS["heads"][pattern]
         tried[pattern, "median"] = float(scores.median()), scores.median() <= BARS["median head"]
     return {what: value for what, (value, right) in tried.items() if not right}, tried

@@ -85,11 +85,10 @@ COMPARED = (    # comparative, its superlative, the superlative at the other end
     ("faster", "fastest", "slowest"), ("slower", "slowest", "fastest"))
 RELATIONS = (   # subjects, values, subject and rest of the statement, questions for value, subject
     (PEOPLE, FOODS, "{who}", " likes", "What does {who} like?", "Who likes {what}?"),
-    (PEOPLE, tuple(CAPITALS.values()), "{who}", " lives in", "Where does {who} live?",
-     "Who lives in {what}?"),
-    (PEOPLE, ANIMALS, "{who}", " is afraid of", "What is {who} afraid of?",
-     "Who is afraid of {what}?"),
-    (PEOPLE, INSTRUMENTS, "{who}", " plays the", "What does {who} play?", "Who plays the {what}?"),
+    (PEOPLE, tuple(CAPITALS.values()), "{who}", " visits", "What does {who} visit?",
+     "Who visits {what}?"),
+    (PEOPLE, ANIMALS, "{who}", " fears", "What does {who} fear?", "Who fears {what}?"),
+    (PEOPLE, INSTRUMENTS, "{who}", " plays", "What does {who} play?", "Who plays {what}?"),
     (PEOPLE, JOBS, "{who}", " is a", "What does {who} do?", "Who is a {what}?"),
     (THINGS, COLOURS, "The {who}", " is", "What colour is the {who}?", "What is {what}?"))
 
@@ -306,7 +305,7 @@ class Scene:
             known.append(f"What colour is the {thing}? The {thing} is"
                          f"[colour| {self.colour[thing]}].")
         left = [question for question in known if question not in asked]
-        asked.append(self.draft.choose(left, [1 if "colour" in text else 3 for text in left]))
+        asked.append(self.draft.choose(left))
         self.draft.say(asked[-1])
 
 
@@ -323,17 +322,26 @@ def story(draft: Draft) -> None:
             scene.ask(asked)
 
 
-def facts(draft: Draft) -> None:
-    """One relation between two to five subjects and values, asked for from both sides."""
+def facts(draft: Draft, inverse: bool = False) -> None:
+    """One relation between two to five subjects and values, asked for from both sides.
+
+    The first question is for a value. With `inverse` there are two or three pairs and every subject
+    is asked for, no value: *Who likes tea?* is the hardest look-up, and easier among few.
+    """
     subjects, values, subject, verb, ask_value, ask_subject = draft.choose(RELATIONS)
-    count = draft.choose([2, 3, 4, 5])
+    count = draft.choose([2, 3] if inverse else [2, 3, 4, 5])
     pairs = list(zip(draft.some(subjects, count), draft.some(values, count), strict=True))
     for who, what in pairs:
         draft.say(f"{subject}{verb} {what}.".format(who=who))
     forward = f"{ask_value} {subject}{verb}[fact| {{what}}]."
-    inverse = f"{ask_subject}[inverse fact| {subject}]{verb} {{what}}."
-    questions = [(text, pair) for text in (forward, inverse) for pair in pairs]
-    for text, (who, what) in draft.some(questions, draft.choose([2, 3, 4])):
+    backward = f"{ask_subject}[inverse fact| {subject}]{verb} {{what}}."
+    questions = draft.some([(backward if inverse else forward, pair) for pair in pairs],
+                           count if inverse else 1)
+    if not inverse:
+        left = [(text, pair) for text in (forward, backward) for pair in pairs]
+        left.remove(questions[0])
+        questions += draft.some(left, draft.choose([1, 2, 3]))
+    for text, (who, what) in questions:
         draft.say(text.format(who=who, what=what))
 
 
@@ -432,14 +440,15 @@ def needs(draft: Draft) -> None:
                 f"{who} is {state}, so[pronoun| {pronoun(who)}] wants[need| {need}].",
                 f"{who} wants {need} because[pronoun| {pronoun(who)}] is[need| {state}]."]))
     questions = []
+    if by_pronoun:
+        who = draft.choose(people)
+        draft.say(f"Who is {states[who][0]}?[pronoun name| {who}] is {states[who][0]}.")
     for who, (state, need) in states.items():
         she = pronoun(who)
         questions += [
             f"What does {who} want?[pronoun| {she.capitalize()}] wants[need| {need}].",
             f"Why does {who} want {need}? Because[pronoun| {she}] is[need| {state}]."]
-        if by_pronoun:
-            questions.append(f"Who is {state}?[pronoun name| {who}] is {state}.")
-    for question in draft.some(questions, draft.choose([2, 3])):
+    for question in draft.some(questions, draft.choose([1, 2] if by_pronoun else [2, 3])):
         draft.say(question)
 
 
@@ -450,12 +459,12 @@ def counting(draft: Draft) -> None:
 
     owners, things, have, told = draft.some(PEOPLE, 2), draft.some(COUNTED, 2), [], [True, True]
     for who, thing in zip(owners, things, strict=True):
-        have.append(draft.choose(range(1, 11)))
+        have.append(draft.choose(range(1, 10)))
         draft.say(f"{who} has {some(have[-1], thing)}.")
     for _ in range(draft.choose([2, 3, 4])):
         i = draft.choose([i for i in (0, 1) if told[i]])
         who, thing, old = owners[i], things[i], have[i]
-        have[i] = draft.choose([new for new in range(max(old - 5, 1), min(old + 5, 20) + 1)
+        have[i] = draft.choose([new for new in range(max(old - 3, 1), min(old + 3, 20) + 1)
                                 if new != old and not held_out(min(old, new), abs(old - new))])
         told[i] = False
         if have[i] < old:
@@ -474,20 +483,23 @@ def counting(draft: Draft) -> None:
 WRITERS = {"story": story, "facts": facts, "sum": sums, "comparison": comparison,
            "capitals": capitals, "repeat": repeat, "series": series, "quotation": quotation,
            "needs": needs, "counting": counting,
+           "inverse facts": lambda draft: facts(draft, inverse=True),
            "held-out sum": lambda draft: sums(draft, held=True)}
-EARLY = {"story": 0.08, "facts": 0.27, "sum": 0.10, "comparison": 0.02, "capitals": 0.08,
-         "repeat": 0.34, "series": 0.03, "quotation": 0.02, "needs": 0.04, "counting": 0.02}
-LATE = {"story": 0.30, "facts": 0.19, "sum": 0.17, "comparison": 0.03, "capitals": 0.05,
-        "repeat": 0.08, "series": 0.03, "quotation": 0.05, "needs": 0.05, "counting": 0.05}
+EARLY = {"story": 0.10, "facts": 0.10, "inverse facts": 0.30, "sum": 0.05, "comparison": 0.05,
+         "capitals": 0.02, "repeat": 0.26, "series": 0.02, "quotation": 0.02, "needs": 0.05,
+         "counting": 0.03}
+LATE = {"story": 0.29, "facts": 0.11, "inverse facts": 0.10, "sum": 0.13, "comparison": 0.08,
+        "capitals": 0.03, "repeat": 0.06, "series": 0.03, "quotation": 0.03, "needs": 0.07,
+        "counting": 0.07}
 
 
 def mixture(progress: float) -> dict[str, float]:
     """Shares of documents by kind when this part of training (0 to 1) is done.
 
-    Many repeats early, because copying heads form from them; EARLY up to 0.4, then little by
-    little to LATE, which holds from 0.8 on.
+    Many repeats early, because copying heads form from them, and many questions that look back;
+    EARLY up to 0.2, then little by little to LATE, which holds from 0.5 on.
     """
-    late = min(max((progress - 0.4) / 0.4, 0.0), 1.0)
+    late = min(max((progress - 0.2) / 0.3, 0.0), 1.0)
     return {kind: (1 - late) * EARLY[kind] + late * LATE[kind] for kind in LATE}
 
 
