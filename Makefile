@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LAB_FLAGS ?=
+PORT ?= 8000
 PYTEST_FLAGS ?= -n auto --dist loadfile -q
 NBVAL := $(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval-current-env
 # A cell's prints as one output, however many messages they came in.
@@ -12,7 +13,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab run test notebooks playground images tiny tiny-quick lint format clean
+.PHONY: help lab run test notebooks playground images site serve tiny tiny-quick lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,12 @@ playground: $(VENV)/.package  ## the tiny model as a page for any browser, in bu
 
 images: $(VENV)/.notebooks  ## draw the pictures again
 	$(BIN)/python images/draw.py
+
+site: $(VENV)/.site  ## build the book as a static site, build/site/index.html
+	@$(BIN)/python site/build.py build/site
+
+serve: site  ## build the site and show it on http://localhost:8000
+	$(BIN)/python -m http.server --bind localhost --directory build/site $(PORT)
 
 tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (100 minutes, one core)
 	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny \
@@ -93,4 +100,10 @@ $(VENV)/.notebooks: $(VENV)/.package
 $(VENV)/.test: $(VENV)/.notebooks
 	@echo "Adding the tests' packages to $(VENV) (once)"
 	@$(PIP) --editable '.[notebooks,test]'
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.notebooks
+	@echo "Adding Sphinx and KaTeX to $(VENV) (once)"
+	@$(PIP) --editable '.[notebooks,site]'
+	@$(BIN)/python site/katex.py
 	@touch $@

@@ -1,0 +1,166 @@
+"""Mistakes we have seen: the mutations of tests/test_breakage.py, and what each does here."""
+
+import ast
+import importlib.util
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from llama3_scratch import PROMPT, cache, load, model
+from llama3_scratch.config import RopeScaling
+
+TEST = Path(__file__).resolve().parent.parent / "tests" / "test_breakage.py"
+
+
+def mutations():
+    """[(what is wrong, module, right text, wrong text, test, arguments)], from the test's source.
+
+    Read, not imported: the test needs packages that the site does not.
+    """
+    tree, values = ast.parse(TEST.read_text(encoding="utf-8")), {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            values[node.targets[0].id] = node.value
+
+    def value(node):
+        if isinstance(node, ast.Name):
+            modules = {"model": model, "cache": cache}
+            return modules[node.id] if node.id in modules else value(values[node.id])
+        if isinstance(node, ast.Dict):
+            keys = [value(key) for key in node.keys]
+            return dict(zip(keys, map(value, node.values), strict=True))
+        if isinstance(node, ast.Tuple):
+            return tuple(map(value, node.elts))
+        if isinstance(node, ast.Attribute):
+            return getattr(torch, node.attr)
+        return ast.literal_eval(node)
+
+    return [(fault, *rest) for fault, rest in value(values["MUTATIONS"]).items()]
+
+
+def mutated(module, right, wrong):
+    """The module, with one place of its source changed."""
+    source = inspect.getsource(module)
+    if source.count(right) != 1:
+        raise ValueError(f"{right!r} stands {source.count(right)} times in {module.__name__}")
+    copy = importlib.util.module_from_spec(module.__spec__)
+    exec(compile(source.replace(right, wrong), module.__file__, "exec"), copy.__dict__)
+    return copy
+
+
+# Public reports of a mistake, or of one next to it, as far as we know of any.
+GITHUB = "https://github.com"
+REPORTS = {
+    "norm's weight before the cast back": (
+        f"tinygrad did it until [#5095]({GITHUB}/tinygrad/tinygrad/pull/5095)."
+    ),
+    "norm not in float32": (
+        "minimind squared in half precision until "
+        f"[#301]({GITHUB}/jingyaogong/minimind/issues/301)."
+    ),
+    "future scores set to zero before the softmax": (
+        "Next to it: a mask of ones and zeros, added to the scores, in "
+        f"[llama-from-scratch]({GITHUB}/bkitano/llama-from-scratch/issues/6)."
+    ),
+    "halves paired, not neighbours": (
+        "The other way round it happens to whoever reads Hugging Face's rows as Meta's, as in "
+        f"[llama3-from-scratch]({GITHUB}/naklecha/llama3-from-scratch/issues/20)."
+    ),
+    "positions restart with every call": (
+        "Next to it: positions that jumped ahead after the prompt, in tiny-llm until "
+        f"[#46]({GITHUB}/skyzh/tiny-llm/pull/46)."
+    ),
+}
+
+
+class Effects:
+    """What a broken line does to the tiny model's answer to the book's prompt."""
+
+    def __init__(self):
+        stored, self.config, self.tokenizer = load("tiny")
+        self.weights = {
+            dtype: {name: stored[name].to(dtype) for name in stored}
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+        self.tokens = torch.tensor(self.tokenizer.encode(PROMPT))
+
+    def run(self, forward, Cache, dtype, config, cached):
+        """The last row of the logits, in one go or token by token."""
+        weights = {name: tensor.clone() for name, tensor in self.weights[dtype].items()}
+        if not cached:
+            return forward(weights, self.tokens, config)[-1]
+        memory = Cache(config, len(self.tokens) + 1, dtype=dtype)
+        return [forward(weights, token[None], config, memory) for token in self.tokens][-1][-1]
+
+    def of(self, module, right, wrong, arguments):
+        """One sentence: what the first of four ways to run the model shows, or that none does."""
+        broken = mutated(module, right, wrong)
+        forward = broken.forward if module is model else model.forward
+        Cache = broken.Cache if module is cache else cache.Cache
+        scaled = arguments.get("name") == "scaled RoPE"
+        config = self.config
+        if scaled:
+            config = replace(config, rope_scaling=RopeScaling(8.0))
+        wanted = arguments.get("dtype", torch.float32)
+        for dtype, cached in ((wanted, False), (wanted, True), (torch.bfloat16, False)):
+            true = self.run(model.forward, cache.Cache, dtype, config, cached)
+            found = self.run(forward, Cache, dtype, config, cached)
+            if true.dtype != found.dtype or not torch.equal(true, found):
+                break
+        else:
+            return "Nothing here: the prompt's last logits stay equal in every bit."
+        how = "token by token, with the cache, " if cached else ""
+        how += "in bfloat16, " if dtype is torch.bfloat16 else ""
+        how += "with Llama 3.1's scaled RoPE, " if scaled else ""
+        words = how + self.sentence(true, found)
+        return words[0].upper() + words[1:]
+
+    def sentence(self, true, found):
+        if true.dtype != found.dtype and torch.equal(true, found.type_as(true)):
+            return f"the logits are the same numbers, of type {str(found.dtype).split('.')[-1]}."
+        if not found.isfinite().all():
+            return "the logits are not numbers any more."
+        right, token = int(true.argmax()), int(found.argmax())
+        word = self.tokenizer.decode([token])
+        if token != right:
+            return f"the answer is `{word!r}` (probability {found.softmax(-1)[token]:.2f})."
+        largest = (found - true).abs().max()
+        by = f"{largest:.1f}" if largest >= 0.05 else f"{largest:.4f}"
+        return f"the answer is still `{word!r}`; a logit moves by up to {by}."
+
+
+def whole_lines(module, right, wrong):
+    """The line of the source before and after."""
+    line = next(line for line in inspect.getsource(module).splitlines() if right in line).strip()
+    return line, line.replace(right, wrong)
+
+
+def markdown():
+    effects, sections = Effects(), []
+    silent = 0
+    for fault, module, right, wrong, test, arguments in mutations():
+        effect = effects.of(module, right, wrong, arguments)
+        silent += "still" in effect or "same" in effect or "Nothing" in effect
+        name = module.__name__.rpartition(".")[2]
+        title = fault if fault[1].isdigit() else fault[0].upper() + fault[1:]
+        before, after = whole_lines(module, right, wrong)
+        sections.append(
+            f"## {title}\n\n```diff\n- {before}\n+ {after}\n```\n\n"
+            f"{effect} Caught by `{test}`; the line stands in `{name}.py`. {REPORTS.get(fault, '')}"
+        )
+    lost = set(REPORTS) - {fault for fault, *_ in mutations()}
+    if lost:
+        raise KeyError(f"there is no mutation {sorted(lost)}")
+    top = (
+        "# Mistakes we have seen\n\n"
+        f"These are {len(sections)} wrong lines of the kind that walkthroughs and "
+        "reimplementations of Llama have had; where we know of a public report, it is linked. "
+        "Each runs without an error. For each there is a test that must fail when it is put in "
+        "(`tests/test_breakage.py`); below it stands what the wrong line does to the tiny model's "
+        "answer to the book's prompt, computed while this page was built. In "
+        f"{silent} of them the answer stays what it was: one right answer validates nothing, and "
+        "only a comparison of all logits shows the mistake."
+    )
+    return "\n\n".join([top, *sections])
