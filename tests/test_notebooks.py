@@ -49,6 +49,20 @@ def test_notebooks_are_kept_in_their_form(path):
             assert max(map(len, shown.splitlines()), default=0) <= widest, f"{cell['id']}: wide"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_exercises_are_open_and_their_solutions_right(path):
+    """Three to five in each notebook; the stored outputs, which nbval compares, say so."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    said = {"exercise": [], "solution": []}
+    for cell in cells:
+        for tag in said.keys() & set(cell["metadata"].get("tags", [])):
+            said[tag].append("".join("".join(o.get("text", "")) for o in cell["outputs"]))
+    assert 3 <= len(said["exercise"]) == len(said["solution"]) <= 5
+    assert all(text.startswith("Not yet: it returned None.") for text in said["exercise"])
+    assert all(text.startswith("Right: ") for text in said["solution"])
+    assert "parity-ledger" in cells[-2]["metadata"]["tags"], "the ledger, then the references"
+
+
 def test_the_third_lane_has_other_sizes():
     """Every one, and the number of the prompt's tokens."""
     import other_sizes
