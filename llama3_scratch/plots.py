@@ -30,9 +30,7 @@ VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "⏎"})  # w
 _FROM_WHITE = LinearSegmentedColormap.from_list(
     "viridis_from_white", [CARD, *plt.get_cmap("viridis_r")([0.15, 0.4, 0.7, 1.0])]
 )
-
-
-COLOURS = ["#440154", "#21918c", "#b8730a", "#5b5b72", "#31688e", "#4d8c2f"]  # 4.5:1 on the card
+COLOURS = ["#440154", "#21918c", "#b8730a", "#5b5b72", "#31688e", "#4d8c2f"]  # 3:1 at least
 
 
 def show(figure, alt) -> Image:
