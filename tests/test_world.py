@@ -27,6 +27,9 @@ BY_KIND = {  # the first 16 digits
     "counting": "528c9c2eb287def2",
     "inverse facts": "f2d19383d0e1c14f",
     "held-out sum": "4f4044c296fe49a7",
+    "holders": "a93da040972943d9",
+    "pronoun needs": "e548b0bb65daabf6",
+    "neighbours": "556d4829a48acee5",
 }
 SKILLS = {
     "story": {
@@ -49,6 +52,17 @@ SKILLS = {
     "quotation": {"quotation", "42"},
     "needs": {"need", "pronoun", "pronoun name"},
     "counting": {"count"},
+    "holders": {
+        "where person",
+        "where thing",
+        "who has",
+        "what has",
+        "colour",
+        "pronoun",
+        "pronoun name",
+    },
+    "pronoun needs": {"need", "pronoun", "pronoun name"},
+    "neighbours": {"neighbour"},
 }
 
 
@@ -275,6 +289,17 @@ def test_entropy_of_a_story_is_the_sum_of_its_steps(monkeypatch):
     assert check_entropy(backward, Few) == 36 * 2 + 36 * 6
 
 
+def test_entropy_of_neighbours(monkeypatch):
+    class Short(Scripted):
+        def choose(self, options, weights=None):
+            return super().choose([1, 2] if options == [3, 4, 5, 6] else options, weights)
+
+    monkeypatch.setattr(world, "LETTERS", ("A", "B", "C"))
+    monkeypatch.setattr(world, "MONTHS", world.MONTHS[:2])
+    n = 2 * (6 + 1 + 2)  # pairs of neighbours, either way
+    assert check_entropy(world.neighbours, Short) == n + n * n
+
+
 def test_no_text_has_two_probabilities(many):
     nats = {}
     for one in many:
@@ -295,9 +320,9 @@ def test_nats_of_documents_include_the_kind():
 # ---- mixture ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.35, 1.0])
+@pytest.mark.parametrize("progress", [0.0, 0.35, 1.0, 1.001, 1.65, 2.0])
 def test_kinds_follow_the_mixture(progress):
-    shares = world.mixture(progress)
+    shares = {kind: share for kind, share in world.mixture(progress).items() if share}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
     found = Counter(one.kind for one in islice(world.documents(1, progress), 6000))
     for kind, share in shares.items():
@@ -309,6 +334,22 @@ def test_mixture_moves_from_early_to_late():
     assert world.mixture(0) == world.mixture(0.2) == pytest.approx(world.EARLY)
     assert world.mixture(0.5) == world.mixture(1) == pytest.approx(world.LATE)
     assert world.EARLY["repeat"] > world.mixture(0.35)["repeat"] > world.LATE["repeat"]
+
+
+def test_a_second_run_goes_back_to_late():
+    assert world.mixture(1.01) == world.mixture(1.5) == pytest.approx(world.AGAIN)
+    late = {kind: share for kind, share in world.mixture(2).items() if share}
+    assert late == pytest.approx(world.LATE)
+    assert world.AGAIN["holders"] > world.mixture(1.65)["holders"] > 0
+
+
+def test_holders_are_asked_for():
+    """Of the questions in these stories most are for who has something; in the others few."""
+    shares = []
+    for kind in ("holders", "story"):
+        text = " ".join(one.text for one in some(kind, 300))
+        shares.append(text.count("Who has") / text.count("?"))
+    assert shares[0] > 0.5 > 0.25 > shares[1]
 
 
 def test_progress_may_change():
@@ -533,7 +574,7 @@ def reader_of_needs(text):
         if she != world.pronoun(who) or need != wants[state]:
             return False
     for who, need, she, state in re.findall(
-        r"(?<!does )\b([A-Z]\w+) wants ([\w ]+) because (\w+) is (\w+)\.", text
+        r"(?<!does )\b([A-Z]\w+) wants ([\w ]+) because (\w+) is ([\w ]+)\.", text
     ):
         states[who] = state
         if she != world.pronoun(who) or need != wants[state]:
@@ -542,7 +583,7 @@ def reader_of_needs(text):
         if she.lower() != world.pronoun(who) or need != wants[states[who]]:
             return False
     for who, need, she, state in re.findall(
-        r"Why does (\w+) want ([\w ]+)\? Because (\w+) is (\w+)\.", text
+        r"Why does (\w+) want ([\w ]+)\? Because (\w+) is ([\w ]+)\.", text
     ):
         if she != world.pronoun(who) or states[who] != state or need != wants[state]:
             return False
@@ -583,6 +624,16 @@ def reader_of_quotations(text):
     return set(lines) <= known and len(set(lines)) == len(lines)
 
 
+def reader_of_neighbours(text):
+    """Each answer is the next or the one before in the one list that has both words."""
+    lists = (world.DAYS, world.MONTHS, world.LETTERS)
+    pairs = {pair for items in lists for pair in pairwise(items)}
+    questions = re.findall(r"What comes (after|before) (\w+)\? (\w+)\.", text)
+    again = [f"What comes {way} {one}? {two}." for way, one, two in questions]
+    in_order = [(one, two) if way == "after" else (two, one) for way, one, two in questions]
+    return " ".join(again) == text and pairs.issuperset(in_order)
+
+
 READERS = {
     "story": reader_of_stories,
     "facts": reader_of_facts,
@@ -596,6 +647,9 @@ READERS = {
     "quotation": reader_of_quotations,
     "counting": reader_of_counts,
     "held-out sum": reader_of_sums,
+    "holders": reader_of_stories,
+    "pronoun needs": reader_of_needs,
+    "neighbours": reader_of_neighbours,
 }
 
 

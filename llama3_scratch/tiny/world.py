@@ -290,8 +290,11 @@ class Scene:
                                  f" {other} thanks[pronoun| {him}]."])
             draft.say(f"{name} {verb} the {mine} to {other}.{tail}")
 
-    def ask(self, asked: list[str]) -> None:
-        """Ask, and answer, what the text tells; not what was `asked` since the last event."""
+    def ask(self, asked: list[str], holders: bool = False) -> None:
+        """Ask, and answer, what the text tells; not what was `asked` since the last event.
+
+        With `holders` who holds what is asked for as long as there is something of that kind left.
+        """
         known = [f"Where is {who}? {who} is in the[where person| {place}]."
                  for who, place in self.place.items()]
         for thing, who in self.holder.items():
@@ -305,12 +308,17 @@ class Scene:
             known.append(f"What colour is the {thing}? The {thing} is"
                          f"[colour| {self.colour[thing]}].")
         left = [question for question in known if question not in asked]
+        who_has = [question for question in left if question.startswith("Who has")]
+        left = who_has if holders and who_has else left
         asked.append(self.draft.choose(left))
         self.draft.say(asked[-1])
 
 
-def story(draft: Draft) -> None:
-    """People and things move; questions in between. Things never move without being named."""
+def story(draft: Draft, holders: bool = False) -> None:
+    """People and things move; questions in between. Things never move without being named.
+
+    With `holders` the questions are for the people who hold them.
+    """
     scene = Scene(draft)
     scene.open()
     rounds = draft.choose([1, 2, 3], [3, 5, 2])
@@ -319,7 +327,7 @@ def story(draft: Draft) -> None:
             scene.event()
         asked = []
         for _ in range(draft.choose([1, 2]) if rounds < 3 else 1):
-            scene.ask(asked)
+            scene.ask(asked, holders)
 
 
 def facts(draft: Draft, inverse: bool = False) -> None:
@@ -406,6 +414,16 @@ def series(draft: Draft) -> None:
         draft.say(f"{way} {row[0]} to {row[-1]}{by}:[series| {' '.join(row)}].")
 
 
+def neighbours(draft: Draft) -> None:
+    """What comes right after or before a day, a month, a letter."""
+    for _ in range(draft.choose([3, 4, 5, 6])):
+        items = draft.choose([DAYS, MONTHS, LETTERS])
+        at = draft.choose(range(len(items) - 1))
+        where, one, other = draft.choose([("after", *items[at:at + 2]),
+                                          ("before", *items[at:at + 2][::-1])])
+        draft.say(f"What comes {where} {one}?[neighbour| {other}].")
+
+
 def quotation(draft: Draft) -> None:
     """One to three quotations, a line each; two words tell each one from all the others.
 
@@ -420,9 +438,9 @@ def quotation(draft: Draft) -> None:
         draft.say(f"{one} {two}[quotation| {rest}]", before="\n")
 
 
-def needs(draft: Draft) -> None:
-    """What people feel and therefore want; half of the time told of `she` and `he` alone."""
-    by_pronoun = draft.maybe(0.5)
+def needs(draft: Draft, always_by_pronoun: bool = False) -> None:
+    """What people feel and therefore want; half of the time, or always, told of `she` and `he`."""
+    by_pronoun = always_by_pronoun or draft.maybe(0.5)
     if by_pronoun:
         people = draft.some([draft.choose(SHE), draft.choose(HE)], 2)
         draft.say(f"{people[0]} and {people[1]} are {draft.choose(['at home', 'friends'])}.")
@@ -484,23 +502,39 @@ WRITERS = {"story": story, "facts": facts, "sum": sums, "comparison": comparison
            "capitals": capitals, "repeat": repeat, "series": series, "quotation": quotation,
            "needs": needs, "counting": counting,
            "inverse facts": lambda draft: facts(draft, inverse=True),
-           "held-out sum": lambda draft: sums(draft, held=True)}
+           "held-out sum": lambda draft: sums(draft, held=True),
+           "holders": lambda draft: story(draft, holders=True),
+           "pronoun needs": lambda draft: needs(draft, always_by_pronoun=True),
+           "neighbours": neighbours}
 EARLY = {"story": 0.10, "facts": 0.10, "inverse facts": 0.30, "sum": 0.05, "comparison": 0.05,
          "capitals": 0.02, "repeat": 0.26, "series": 0.02, "quotation": 0.02, "needs": 0.05,
          "counting": 0.03}
 LATE = {"story": 0.29, "facts": 0.11, "inverse facts": 0.10, "sum": 0.13, "comparison": 0.08,
         "capitals": 0.03, "repeat": 0.06, "series": 0.03, "quotation": 0.03, "needs": 0.07,
         "counting": 0.07}
+AGAIN = {"story": 0.08, "facts": 0.04, "inverse facts": 0.24, "sum": 0.05, "comparison": 0.13,
+         "capitals": 0.01, "repeat": 0.07, "series": 0.03, "quotation": 0.02, "needs": 0.02,
+         "counting": 0.03, "holders": 0.10, "pronoun needs": 0.08, "neighbours": 0.10}
 
 
 def mixture(progress: float) -> dict[str, float]:
     """Shares of documents by kind when this part of training (0 to 1) is done.
 
     Many repeats early, because copying heads form from them, and many questions that look back;
-    EARLY up to 0.2, then little by little to LATE, which holds from 0.5 on.
+    EARLY up to 0.2, then little by little to LATE, which holds from 0.5 to 1.
+    A second run (1 to 2) has AGAIN up to 1.5: many questions of the kinds that the first one leaves
+    half learned, *Who likes tea?*, where the answer stands in the text before the word asked with,
+    and must be given right after the question mark; and easy ones of that form (`neighbours`), from
+    which the mark learns to look at the word before it. Then, little by little, it comes back to
+    LATE, which holds from 1.8 on.
     """
-    late = min(max((progress - 0.2) / 0.3, 0.0), 1.0)
-    return {kind: (1 - late) * EARLY[kind] + late * LATE[kind] for kind in LATE}
+    if progress <= 1:
+        first, second, done = EARLY, LATE, (progress - 0.2) / 0.3
+    else:
+        first, second, done = AGAIN, LATE, (progress - 1.5) / 0.3
+    late = min(max(done, 0.0), 1.0)
+    return {kind: (1 - late) * first.get(kind, 0.0) + late * second.get(kind, 0.0)
+            for kind in first | second}
 
 
 def document(random: Callable[[], float], kind: str) -> Document:
