@@ -1,4 +1,4 @@
-"""The command line: `python -m llama3_scratch "some prompt"`."""
+"""The command line: `python -m llama3_scratch "some prompt"`, and two commands, chat and verify."""
 
 import argparse
 import itertools
@@ -7,28 +7,61 @@ import sys
 import textwrap
 
 from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
+from llama3_scratch.chat import chat
 from llama3_scratch.checkpoint import DTYPES
+from llama3_scratch.verify import checks
 
 INDENT = {"initial_indent": "  ", "subsequent_indent": "  ", "break_long_words": False}
+WHERE = (
+    "Without --checkpoint the environment variable LLAMA3_CHECKPOINT names one; without that it is "
+    "the tiny Llama 3 that ships with this package. "
+)
+ABOUT = {  # command: (what --help says first, and last)
+    "": (
+        "Run a prompt through Llama 3 and watch: the tokens with their ids, the shape of each "
+        "stage, the five likeliest next tokens, and then the text as it is chosen.",
+        WHERE + "Two words in the first place are commands: 'chat', a conversation, and 'verify', "
+        "which checks a checkpoint's files; each has its own --help. To use one of the two as a "
+        "prompt put -- before it.",
+    ),
+    "chat": (
+        "Talk with an Instruct model: each line is a message, the answer comes as it is chosen. "
+        "Ctrl-C stops an answer, Ctrl-D leaves (on Windows Ctrl-Z and Enter). When the "
+        "conversation outgrows the model's context, its oldest part is forgotten, and said so.",
+        WHERE + "The files do not say whether weights are an Instruct model's; others, tiny among "
+        "them, do not know the chat format and answer nonsense.",
+    ),
+    "verify": (
+        "Check a checkpoint's files, one line for each check: sizes and hashes (Meta's "
+        "checklist.chk, or what is known of a download), the settings, names, shapes and types of "
+        "the tensors, every number, the scaling of RoPE, the tokenizer and the prompt's ids.",
+        "The exit code is 0, or 2 when a line begins with FAULT. What there is nothing to compare "
+        "with is 'skipped'. Every byte is read; 16 GB take some minutes.",
+    ),
+}
 
 
-def parser():
-    """The arguments, as `--help` shows them."""
-    args = argparse.ArgumentParser(
-        prog="python -m llama3_scratch",
-        description="Run a prompt through Llama 3 and watch: the tokens with their ids, the shape "
-        "of each stage, the five likeliest next tokens, and then the text as it is chosen.",
-        epilog="Without --checkpoint the environment variable LLAMA3_CHECKPOINT names one; without "
-        "that it is the tiny Llama 3 that ships with this package.",
-    )
+def parser(command=""):
+    """The arguments of a command, as its `--help` shows them."""
+    description, epilog = ABOUT[command]
+    prog = f"python -m llama3_scratch {command}".strip()
+    args = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
     add = args.add_argument
-    add("prompt", nargs="?", default=PROMPT, help=f'the text to continue (default: "{PROMPT}")')
-    add("--checkpoint", metavar="DIR", help="a folder with Meta's files, or: tiny, random")
-    add("--max-new", type=int, default=32, metavar="N", help="at most N new tokens (default: 32)")
-    add("--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token "
-        "each time (default); 1 draws by the model's own probabilities")  # fmt: skip
-    add("--top-p", type=float, default=1.0, metavar="X", help="draw only among the likeliest "
-        "tokens that together have probability X (default: 1, all)")  # fmt: skip
+    if command == "verify":
+        add("directory", metavar="DIR", help="a checkpoint's folder, or: tiny")
+        return args
+    if command == "chat":
+        add("--system", metavar="TEXT", help="what the model is told before the first message")
+    else:
+        add("prompt", nargs="?", default=PROMPT, help=f'the text to continue (default: "{PROMPT}")')
+    max_new, temperature, top_p = (512, 0.6, 0.9) if command == "chat" else (32, 0.0, 1.0)
+    add("--checkpoint", metavar="DIR", help="a checkpoint's folder, or: tiny, random")
+    default = "(default: %(default)s)"
+    add("--max-new", type=int, default=max_new, metavar="N", help=f"at most N new tokens {default}")
+    add("--temperature", type=float, default=temperature, metavar="X", help="0 takes the likeliest "
+        f"token each time; 1 draws by the model's own probabilities {default}")  # fmt: skip
+    add("--top-p", type=float, default=top_p, metavar="X", help="draw only among the likeliest "
+        f"tokens that together have probability X; 1 is all {default}")  # fmt: skip
     add("--seed", type=int, metavar="N", help="for drawing the same text again")
     add("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, mps")
     add("--dtype", choices=DTYPES, help="the type to compute in (default: as stored)")
@@ -78,14 +111,34 @@ def run(args):
     print()
 
 
+def run_chat(args):
+    """Talk as the arguments say; raises `InputError`."""
+    chat(
+        *load(args.checkpoint, DTYPES.get(args.dtype), args.device), system=args.system,
+        max_new=args.max_new, temperature=args.temperature, top_p=args.top_p, seed=args.seed,
+    )  # fmt: skip
+
+
+def run_verify(args):
+    """Print a line for each check; returns the exit code."""
+    faults = 0
+    for verdict, what, text in checks(args.directory):
+        faults += verdict == "FAULT"
+        lines = text.replace("\n", "\n" + " " * 9)
+        print(f"{verdict:8} {what:20} {lines}", flush=True)
+    return 2 if faults else 0
+
+
 def main(arguments=None):
     """Run the command line; returns the exit code: 0, or 2 with one message on stderr."""
-    args = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments and arguments[0] in ABOUT else ""
+    args = parser(command).parse_args(arguments[1:] if command else arguments)
     for stream in (sys.stdout, sys.stderr):  # not every terminal can show every character
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        run(args)
+        return {"": run, "chat": run_chat, "verify": run_verify}[command](args) or 0
     except InputError as error:
         return _fail(error)
     except KeyboardInterrupt:
@@ -100,7 +153,6 @@ def main(arguments=None):
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         return _fail("this machine has not enough memory: try a smaller --max-new or --dtype.")
-    return 0
 
 
 def _fail(message):

@@ -1,20 +1,23 @@
 """Weights on disk <-> {name: tensor}, in the layout of Meta's releases.
 
 A checkpoint is a folder with `params.json`, `tokenizer.model` and `consolidated.00.pth`, or, for
-large models, several `consolidated.NN.pth`, each with a slice of every matrix.
+large models, several `consolidated.NN.pth`, each with a slice of every matrix. Or it has Hugging
+Face's files, which huggingface.py reads.
 """
 
 import base64
+import contextlib
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from llama3_scratch import huggingface, memory
 from llama3_scratch.config import Config, InputError, require, weight_shapes
+from llama3_scratch.memory import OnDemand
 from llama3_scratch.tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "tiny" / "checkpoint"
@@ -27,23 +30,20 @@ SPLIT_BY_COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")
 def load(directory=None, dtype=None, device=None):
     """A checkpoint's folder or name -> (weights, config, tokenizer).
 
-    directory: a folder, "tiny" (ships with the package), or "random" (the sizes and the tokenizer
-    of tiny, weights from seed 0). None stands for the environment's LLAMA3_CHECKPOINT, else "tiny".
+    directory: a folder with Meta's files or Hugging Face's, a repository of Hugging Face
+    ("owner/name", fetched if need be), "tiny" (ships with the package), or "random" (the sizes and
+    the tokenizer of tiny, weights from seed 0). None stands for the environment's
+    LLAMA3_CHECKPOINT, else "tiny".
     dtype: torch.float32, bfloat16 or float16; None leaves the tensors as they are stored.
     device: None is torch's default, the CPU unless `torch.set_default_device` said otherwise.
 
     weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`. On the CPU they stay on
     disk, memory-mapped: a tensor is read, and cast, whenever it is used, so that no more than a
-    layer or one of the two tables need be in memory (`dict(weights)` holds all). Unpickling is
+    layer or one of the two tables need be in memory (`dict(weights)` holds all). On a GPU that is
+    too small for all of them they are copied there when used (`memory.plan`). Unpickling is
     restricted to tensors (`weights_only=True`). Raises `InputError`.
     """
-    name = os.environ.get("LLAMA3_CHECKPOINT") or "tiny" if directory is None else str(directory)
-    folder = TINY if name in ("tiny", "random") else Path(os.path.expanduser(name))
-    require(
-        name and os.path.isdir(folder) and os.access(folder, os.R_OK),
-        f"{name[:99]!r} is not a checkpoint: expected a folder that may be read, with params.json, "
-        "tokenizer.model and consolidated.00.pth, or one of the names 'tiny' and 'random'.",
-    )
+    folder, config = find(directory)
     device = torch.get_default_device() if device is None else device
     types = ", ".join(DTYPES)
     require(
@@ -53,26 +53,73 @@ def load(directory=None, dtype=None, device=None):
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device {device} cannot be used here: {_first_line(error)}") from None
-    config = Config.from_params(folder / "params.json")
-    release = "3.1" if config.rope_scaling else "3"
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.model", release)
-    require(
-        tokenizer.vocab_size == config.vocab_size,
-        f"{folder}: tokenizer.model has {len(tokenizer.ranks)} ranks, with the special tokens "
-        f"{tokenizer.vocab_size}, but vocab_size in params.json is {config.vocab_size}: the two "
-        "belong to different models.",
-    )
-    if name == "random":
+    tokenizer = read_tokenizer(folder, config)
+    stored = read_weights(folder, config)
+    if _name(directory) == "random":
         stored = random_weights(config, seed=0, dtype=torch.bfloat16)
-    else:
-        stored = _read_weights(folder, config)
-    if torch.device(device).type == "cpu":
-        cast = _OnDemand(stored, lambda key: stored[key].to(dtype))
+    wanted = dtype or stored["norm.weight"].dtype
+    way = memory.plan(config, wanted, device).way
+    if way == "memory-mapped":
+        cast = OnDemand(stored, lambda key: stored[key].to(dtype))
         return stored if dtype is None else cast, config, tokenizer
+    if way == "streamed":
+        return OnDemand(stored, lambda key: stored[key].to(device, wanted)), config, tokenizer
     moved = {key: stored[key].to(device=device, dtype=dtype) for key in stored}
     if config.tied_output:
         moved["output.weight"] = moved["tok_embeddings.weight"]
     return moved, config, tokenizer
+
+
+def _name(directory):
+    return os.environ.get("LLAMA3_CHECKPOINT") or "tiny" if directory is None else str(directory)
+
+
+def find(directory=None):
+    """What `load` takes -> (the folder with the files, its Config); no weights are read."""
+    name = _name(directory)
+    folder = TINY if name in ("tiny", "random") else Path(os.path.expanduser(name))
+    if not os.path.exists(folder) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        folder = huggingface.fetch(name)
+    require(
+        name and os.path.isdir(folder) and os.access(folder, os.R_OK),
+        f"{name[:99]!r} is not a checkpoint: expected a folder that may be read, with params.json, "
+        "tokenizer.model and consolidated.00.pth, or with Hugging Face's config.json, safetensors "
+        "and tokenizer.json; or a repository there, 'owner/name'; or 'tiny' or 'random'.",
+    )
+    if _is_hugging_faces(folder):
+        return folder, huggingface.read_config(folder)
+    return folder, Config.from_params(folder / "params.json")
+
+
+def _is_hugging_faces(folder):
+    there = [os.path.exists(folder / name) for name in ("config.json", "params.json")]
+    return there == [True, False]
+
+
+def read_tokenizer(folder, config):
+    """A checkpoint's folder -> its tokenizer, which fits the vocabulary. Raises `InputError`.
+
+    From `tokenizer.model`, or from `tokenizer.json` where that is all there is (or where
+    tokenizer.model is SentencePiece's, an older kind).
+    """
+    path, release = folder / "tokenizer.model", "3.1" if config.rope_scaling else "3"
+    start, other = b"", os.path.exists(folder / "tokenizer.json")
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(1)
+    source = path.name
+    if other and (not os.path.exists(path) or start == b"\n"):
+        source = "tokenizer.json"
+        tokenizer = huggingface.read_tokenizer(folder)
+        fits = tokenizer.vocab_size <= config.vocab_size  # some tables have rows that nobody uses
+    else:
+        tokenizer = Tokenizer.from_file(path, release)
+        fits = tokenizer.vocab_size == config.vocab_size
+    require(
+        fits,
+        f"{folder}: {source} has, with the special tokens, {tokenizer.vocab_size} tokens, but "
+        f"vocab_size is {config.vocab_size}: the two belong to different models.",
+    )
+    return tokenizer
 
 
 def save(directory, weights, config, tokenizer):
@@ -116,33 +163,14 @@ def random_weights(config, seed, dtype=torch.float32):
 
 def check_finite(weights):
     """Raise `InputError` with the names of all tensors that hold a NaN or an infinity."""
-    bad = [(name, "") for name in weights if not torch.isfinite(weights[name]).all()]
+    # The least and the largest value tell, without a tensor of their own (with a NaN both are NaN).
+    bad = [(name, "") for name in weights
+           if not all(end.isfinite() for end in weights[name].aminmax())]  # fmt: skip
     require(
         not bad,
         "the checkpoint has values that are not finite (NaN or infinity), so what it says means "
         f"nothing. Download it again. They are in\n{_by_layer(bad)}",
     )
-
-
-class _OnDemand(Mapping):
-    """{name: tensor}, where each tensor is made by `make(name)` whenever it is asked for."""
-
-    def __init__(self, names, make):
-        self.names, self.make = dict.fromkeys(names), make
-
-    def __getitem__(self, name):
-        if name not in self:
-            raise KeyError(name)
-        return self.make(name)
-
-    def __contains__(self, name):
-        return name in self.names
-
-    def __iter__(self):
-        return iter(self.names)
-
-    def __len__(self):
-        return len(self.names)
 
 
 def _joined(files):
@@ -152,15 +180,19 @@ def _joined(files):
         slices = [file[name] for file in files]
         return slices[0] if slices[0].dim() == 1 else torch.cat(slices, dim=_split_dim(name))
 
-    return _OnDemand(files[0], join)
+    return OnDemand(files[0], join)
 
 
 def _split_dim(name):
     return 1 if name.endswith(SPLIT_BY_COLUMNS) else 0
 
 
-def _read_weights(folder, config):
-    """The tensors of all consolidated.NN.pth in a folder, checked against the architecture."""
+def read_weights(folder, config):
+    """A checkpoint's folder -> {Meta's name: tensor}, memory-mapped, checked against the config."""
+    if _is_hugging_faces(folder):
+        tensors = huggingface.read_weights(folder, config)
+        _check(folder, "config.json", tensors, config)
+        return OnDemand(tensors, huggingface.in_metas_order(tensors, config))
     found = sorted(path.name for path in folder.glob("consolidated.*.pth"))
     require(
         found and found == [f"consolidated.{i:02d}.pth" for i in range(len(found))],
@@ -169,15 +201,22 @@ def _read_weights(folder, config):
     )
     files = [_read_file(folder / name) for name in found]
     for name, tensors in zip(found, files, strict=True):
-        if config.tied_output and "tok_embeddings.weight" in tensors:
-            tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
-        faults = _faults(tensors, config, len(files))
-        require(
-            not faults,
-            f"{folder / name} does not fit params.json; the two may belong to different models:\n"
-            f"{_by_layer(faults)}",
-        )
+        _check(folder / name, "params.json", tensors, config, len(files))
     return files[0] if len(files) == 1 else _joined(files)
+
+
+def _check(path, settings, tensors, config, n_files=1):
+    """Raise `InputError` with all that does not fit; a tied output matrix is filled in."""
+    if config.tied_output and "tok_embeddings.weight" in tensors:
+        tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
+    faults = _faults(tensors, config, n_files)
+    require(
+        not faults,
+        f"{path} does not fit {settings}; the two may belong to different models:\n"
+        f"{_by_layer(faults)}",
+    )
+    if config.tied_output:  # one matrix in memory, also where a file has it twice
+        tensors["output.weight"] = tensors["tok_embeddings.weight"]
 
 
 def _read_file(path):
@@ -255,8 +294,8 @@ def _by_layer(faults, most=12):
     """[(tensor, what is wrong)] -> a line for each fault, the same one of many layers in one."""
     layers = {}
     for name, fault in faults:
-        key = re.sub(r"^layers\.\d+", "layers.*", name), fault
-        layers.setdefault(key, []).extend(map(int, re.findall(r"^layers\.(\d+)", name)))
+        key = re.sub(r"\blayers\.\d+", "layers.*", name, count=1), fault
+        layers.setdefault(key, []).extend(map(int, re.findall(r"\blayers\.(\d+)", name)[:1]))
     lines = []
     for (name, fault), numbers in layers.items():
         runs = (

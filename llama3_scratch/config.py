@@ -13,6 +13,7 @@ One letter for each size, here and in every docstring, comment, equation and fig
 import json
 import math
 import operator
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -68,8 +69,9 @@ class RopeScaling:
 class Config:
     """The sizes of one model, under Meta's names (`params.json`, `llama3/args.py`).
 
-    The last two say what Meta's `params.json` does not: how RoPE is scaled, and whether the output
-    matrix is the embedding table. Raises `InputError` for values that are impossible or do not fit.
+    The last three say what Meta's `params.json` does not: how RoPE is scaled, whether the output
+    matrix is the embedding table, and for how many positions a model was trained that is neither
+    Llama 3 nor 3.1. Raises `InputError` for values that are impossible or do not fit.
     """
 
     dim: int  # D
@@ -83,6 +85,7 @@ class Config:
     ffn_dim_multiplier: float | None = None
     rope_scaling: RopeScaling | None = None
     tied_output: bool = False
+    trained_length: int | None = None
 
     def __post_init__(self):
         for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"):
@@ -90,6 +93,8 @@ class Config:
         for name in ("norm_eps", "rope_theta", "ffn_dim_multiplier"):
             if name != "ffn_dim_multiplier" or self.ffn_dim_multiplier is not None:
                 _require_positive(name, getattr(self, name), (int, float))
+        if self.trained_length is not None:
+            _require_positive("trained_length", self.trained_length, int)
         tied, N, K = self.tied_output, self.n_heads, self.n_kv_heads
         scaling = self.rope_scaling
         require(
@@ -125,7 +130,7 @@ class Config:
     @property
     def context_length(self) -> int:
         """Positions the model was made for: 8192, or 131072 since 3.1 (Meta's model cards)."""
-        return 8192 if self.rope_scaling is None else 131072
+        return self.trained_length or (8192 if self.rope_scaling is None else 131072)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -146,12 +151,14 @@ class Config:
 
         `use_scaled_rope: true` says that RoPE is scaled, not by how much. Meta's reference code
         has 8 built in, which is right for 3.1; but 3.2-1B and 3.2-3B were trained with 32 (see
-        their `config.json`), so these two are known by their sizes. The keys `rope_scaling` and
-        `tied_output` are this project's own, for models that no such rule knows.
+        their `config.json`), so these two are known by their sizes. The keys `rope_scaling`,
+        `tied_output` and `trained_length` are this project's own, for models that no such rule
+        knows.
         """
-        params = _read_json(Path(path))
+        params = read_json(Path(path))
         names = {field.name for field in fields(cls)}
-        optional = {"ffn_dim_multiplier", "rope_scaling", "tied_output", "use_scaled_rope"}
+        optional = {"ffn_dim_multiplier", "rope_scaling", "tied_output", "trained_length"}
+        optional.add("use_scaled_rope")
         faults = [f"\n  unknown key {key!r}" for key in params if key not in names | optional]
         faults += [f"\n  missing key {key!r}" for key in sorted(names - optional - params.keys())]
         require(not faults, f"{path} is not of a Llama 3 text model:{''.join(faults[:16])}")
@@ -205,17 +212,20 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (D,), "output.weight": (V, D)}
 
 
-def _without_doubles(pairs):
-    for name in (names := [name for name, _ in pairs]):
-        if names.count(name) > 1:
-            raise ValueError(f"the key {name!r} stands there {names.count(name)} times")
-    return dict(pairs)
+def without_doubles(pairs):
+    """The pairs of a JSON object -> a dictionary; a key that stands there twice is an error."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, times = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {name!r} stands there {times} times")
+    return found
 
 
-def _read_json(path):
+def read_json(path):
+    """A file -> the JSON object in it. Raises `InputError`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        params = json.loads(text, object_pairs_hook=_without_doubles)
+        params = json.loads(text, object_pairs_hook=without_doubles)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:

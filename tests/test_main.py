@@ -59,6 +59,31 @@ def test_help_reads_well(capsys):
     assert max(map(len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("command", ["chat", "verify"])
+def test_the_commands_have_a_help_of_their_own(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert done.value.code == 0 and f"usage: python -m llama3_scratch {command}" in shown
+    assert ("FAULT" in shown) == (command == "verify") == ("--system" not in shown)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"'{command}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--", "chat"], ["--max-new", "2", "verify"], ["Verify"]])
+def test_a_prompt_may_be_a_commands_name(arguments, capsys):
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"\n\n{arguments[-1]}" in shown and "'<|begin_of_text|>'" in shown
+
+
+def test_verify_wants_a_folder(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["verify"])
+    assert done.value.code == 2 and "DIR" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

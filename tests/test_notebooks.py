@@ -17,6 +17,7 @@ from llama3_scratch.tokenizer import N_SPECIAL
 
 ROOT = Path(__file__).parents[1]
 TAGS = {"nbval-check-output", "hide-cell", "exercise", "solution", "parity-ledger"}
+TAGS.add("nbval-ignore-output")  # times and sizes of the machine
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -102,3 +103,30 @@ def test_nbval_notices_a_changed_output(tmp_path):
     )  # fmt: skip
     assert "2 failed, 2 passed" in done.stdout, done.stdout + done.stderr
     assert re.findall(r"^FAILED .*Cell (\d)", done.stdout, re.M) == ["1", "2"]
+
+
+def test_what_was_measured_stays_as_it_was_stored(tmp_path):
+    """While its source is the same; prints are joined. The controls: other cells get their new
+    outputs, and so does a cell that measures something else now, or for the first time."""
+    sys.path.insert(0, str(ROOT / "site"))
+    from stored import Stored
+
+    def cell(source, *texts, tags=[]):  # noqa: B006
+        outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in texts]
+        id = source.split("(")[0]
+        return nbformat.v4.new_code_cell(source, id=id, outputs=outputs, metadata={"tags": tags})
+
+    ignored = ["nbval-ignore-output"]
+    before = [
+        cell("plain()", "1\n"), cell("measured()", "0.5 s\n", tags=ignored),
+        cell("first()", tags=ignored), cell("changed(1)", "3 s\n", tags=ignored),
+    ]  # fmt: skip
+    now = [
+        cell("plain()", "2\n", "3\n"), cell("measured()", "0.7 s\n", tags=ignored),
+        cell("first()", "1 s\n", tags=ignored), cell("changed(2)", "4 s\n", tags=ignored),
+    ]  # fmt: skip
+    nbformat.write(nbformat.v4.new_notebook(cells=before), tmp_path / "one.ipynb")
+    resources = {"metadata": {"path": str(tmp_path), "name": "one"}}
+    done, _ = Stored(enabled=True).preprocess(nbformat.v4.new_notebook(cells=now), resources)
+    texts = [[output["text"] for output in cell["outputs"]] for cell in done["cells"]]
+    assert texts == [["2\n3\n"], ["0.5 s\n"], ["1 s\n"], ["4 s\n"]]
