@@ -30,6 +30,8 @@ BY_KIND = {  # the first 16 digits
     "holders": "a93da040972943d9",
     "pronoun needs": "e548b0bb65daabf6",
     "neighbours": "556d4829a48acee5",
+    "restated": "6a4ea4250b312161",
+    "one inverse fact": "715c5ccbbac20cf1",
 }
 SKILLS = {
     "story": {
@@ -63,6 +65,8 @@ SKILLS = {
     },
     "pronoun needs": {"need", "pronoun", "pronoun name"},
     "neighbours": {"neighbour"},
+    "restated": {"restated"},
+    "one inverse fact": {"inverse fact"},
 }
 
 
@@ -300,6 +304,26 @@ def test_entropy_of_neighbours(monkeypatch):
     assert check_entropy(world.neighbours, Short) == n + n * n
 
 
+def test_entropy_of_restated_facts(monkeypatch):
+    """All its forms, in a world of few words."""
+    for name in ("COLOURS", "THINGS", "NEEDS"):
+        monkeypatch.setattr(world, name, getattr(world, name)[:2])
+    monkeypatch.setattr(world, "PEOPLE", ("Mia", "Ben", "Tom"))
+    monkeypatch.setattr(world, "SHE", ("Mia",))
+    monkeypatch.setattr(world, "HE", ("Ben", "Tom"))
+    monkeypatch.setattr(world, "COMPARED", world.COMPARED[:2])
+    few = [(people, values[:2], *rest) for people, values, *rest in world.RELATIONS[:2]]
+    monkeypatch.setattr(world, "RELATIONS", [*few, None])
+
+    class Few(Scripted):
+        def choose(self, options, weights=None):
+            return super().choose([2] if options == [2, 3, 4, 5] else options, weights)
+
+    relations, holders, needs = 2 * 6 * 2 * 2, 6 * 2 * 4 * 2, 6 * 2 * 2
+    by_pronoun, orders = 2**6, 2 * (6 * 2 + 6 * 2 * 2)
+    assert check_entropy(world.restated, Few) == relations + holders + needs + by_pronoun + orders
+
+
 def test_no_text_has_two_probabilities(many):
     nats = {}
     for one in many:
@@ -337,10 +361,12 @@ def test_mixture_moves_from_early_to_late():
 
 
 def test_a_second_run_goes_back_to_late():
-    assert world.mixture(1.01) == world.mixture(1.5) == pytest.approx(world.AGAIN)
-    late = {kind: share for kind, share in world.mixture(2).items() if share}
-    assert late == pytest.approx(world.LATE)
-    assert world.AGAIN["holders"] > world.mixture(1.65)["holders"] > 0
+    def shares(progress):
+        return {kind: share for kind, share in world.mixture(progress).items() if share}
+
+    assert shares(1.01) == shares(1.5) == pytest.approx(world.AGAIN)
+    assert shares(1.8) == shares(2) == pytest.approx(world.LATE)
+    assert world.AGAIN["restated"] > world.mixture(1.65)["restated"] > 0
 
 
 def test_holders_are_asked_for():
@@ -634,6 +660,34 @@ def reader_of_neighbours(text):
     return " ".join(again) == text and pairs.issuperset(in_order)
 
 
+def reader_of_restated(text):
+    """Each answer is the one person of whom the text says so; or who stands at an order's end."""
+    says = defaultdict(set)
+    first = re.match(r"(\w+) and (\w+) are ", text)
+    by = {world.pronoun(first[i]): first[i] for i in (1, 2)} if first else {}
+    for who, verb, what in re.findall(
+        r"(\w+) (is|has|likes|visits|fears|plays) (?:a )?([\w ]+?)(?: and|\.)",
+        text.split(" Who")[0],
+    ):
+        says[by.get(who.lower(), who), verb].add(what.split(" ")[-1])
+    if by:
+        who, what = re.search(r" and (she|he) is (\w+)\.", text).groups()
+        says[by[who], "is"].add(what)
+    above = re.findall(r"(\w+) is (\w+) than (\w+)", text)
+    for more, most, least in world.COMPARED if above else ():
+        if more == above[0][1]:
+            upper, lower = {high for high, _, _ in above}, {low for _, _, low in above}
+            says = defaultdict(set)
+            says[(upper - lower).pop(), "is"].add(most)
+            says[(lower - upper).pop(), "is"].add(least)
+    asked = re.findall(
+        r"Who (\w+) (?:a |the )?(\w+)\? The one who \1 (?:a |the )?\2 is (\w+)\.", text
+    )
+    right = [[who for who, v in says if v == verb and what in says[who, v]] == [answer]
+             for verb, what, answer in asked]  # fmt: skip
+    return len(right) == text.count("?") > 0 and all(right)
+
+
 READERS = {
     "story": reader_of_stories,
     "facts": reader_of_facts,
@@ -650,6 +704,8 @@ READERS = {
     "holders": reader_of_stories,
     "pronoun needs": reader_of_needs,
     "neighbours": reader_of_neighbours,
+    "restated": reader_of_restated,
+    "one inverse fact": reader_of_facts,
 }
 
 
@@ -680,7 +736,7 @@ def test_readers_notice_wrong_answers(kind):
                 noticed = True  # a person, thing or number that the text does not have
             assert noticed, (skill, right, wrong, one.text)
             tried += 1
-    assert tried > 60
+    assert tried >= 60
 
 
 def test_all_pronouns_occur():

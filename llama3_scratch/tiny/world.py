@@ -330,27 +330,67 @@ def story(draft: Draft, holders: bool = False) -> None:
             scene.ask(asked, holders)
 
 
-def facts(draft: Draft, inverse: bool = False) -> None:
+def facts(draft: Draft, inverse: bool = False, once: bool = False) -> None:
     """One relation between two to five subjects and values, asked for from both sides.
 
     The first question is for a value. With `inverse` there are two or three pairs and every subject
-    is asked for, no value: *Who likes tea?* is the hardest look-up, and easier among few.
+    is asked for, no value: *Who likes tea?* is the hardest look-up, and easier among few. With
+    `once` one subject of two to five is asked for, so that nothing can be told by what is left.
     """
     subjects, values, subject, verb, ask_value, ask_subject = draft.choose(RELATIONS)
-    count = draft.choose([2, 3] if inverse else [2, 3, 4, 5])
+    count = draft.choose([2, 3] if inverse and not once else [2, 3, 4, 5])
     pairs = list(zip(draft.some(subjects, count), draft.some(values, count), strict=True))
     for who, what in pairs:
         draft.say(f"{subject}{verb} {what}.".format(who=who))
     forward = f"{ask_value} {subject}{verb}[fact| {{what}}]."
     backward = f"{ask_subject}[inverse fact| {subject}]{verb} {{what}}."
     questions = draft.some([(backward if inverse else forward, pair) for pair in pairs],
-                           count if inverse else 1)
+                           count if inverse and not once else 1)
     if not inverse:
         left = [(text, pair) for text in (forward, backward) for pair in pairs]
         left.remove(questions[0])
         questions += draft.some(left, draft.choose([1, 2, 3]))
     for text, (who, what) in questions:
         draft.say(text.format(who=who, what=what))
+
+
+def restated(draft: Draft) -> None:
+    """Two to five facts, then for one of them, or two, who it is of.
+
+    The answer says the question's words again, so that the word asked with stands near it: *Who
+    likes tea? The one who likes tea is Mia.*
+    """
+    form = draft.choose(["relation", "holder", "need", "pronoun", "comparison"], [6, 2, 1, 2, 2])
+    count, asked = draft.choose([2, 3, 4, 5]), []
+    if form == "pronoun":
+        pair = draft.some([draft.choose(SHE), draft.choose(HE)], 2)
+        draft.say(f"{pair[0]} and {pair[1]} are {draft.choose(['at home', 'friends'])}.")
+        pair = draft.some(pair, 2)
+        (one, _), (other, _) = draft.some(NEEDS, 2)
+        draft.say(f"{pronoun(pair[0]).capitalize()} is {one} and {pronoun(pair[1])} is {other}.")
+        asked = [(pair[0], f"is {one}"), (pair[1], f"is {other}")]
+    elif form == "comparison":
+        more, most, least = draft.choose(COMPARED)
+        order = draft.some(PEOPLE, draft.choose([2, 3]))
+        steps = list(zip(order[:-1], order[1:], strict=True))
+        for high, low in draft.some(steps, len(steps)):
+            draft.say(f"{high} is {more} than {low}.")
+        asked = [(order[0], f"is {most}"), (order[-1], f"is {least}")]
+    else:
+        people = draft.some(PEOPLE, count)
+        if form == "relation":
+            _, values, _, verb, _, _ = draft.choose(RELATIONS[:-1])
+            says = [(f"{verb[1:]} {what}",) * 2 for what in draft.some(values, count)]
+        elif form == "need":
+            says = [(f"is {state}",) * 2 for state, _ in draft.some(NEEDS, count)]
+        else:
+            says = [(f"has a {draft.choose(COLOURS)} {thing}", f"has the {thing}")
+                    for thing in draft.some(THINGS, count)]
+        for who, (fact, again) in zip(people, says, strict=True):
+            draft.say(f"{who} {fact}.")
+            asked.append((who, again))
+    for who, again in draft.some(asked, 2 if len(asked) > 3 else 1):
+        draft.say(f"Who {again}? The one who {again} is[restated| {who}].")
 
 
 def sums(draft: Draft, held: bool = False) -> None:
@@ -505,16 +545,18 @@ WRITERS = {"story": story, "facts": facts, "sum": sums, "comparison": comparison
            "held-out sum": lambda draft: sums(draft, held=True),
            "holders": lambda draft: story(draft, holders=True),
            "pronoun needs": lambda draft: needs(draft, always_by_pronoun=True),
-           "neighbours": neighbours}
+           "neighbours": neighbours, "restated": restated,
+           "one inverse fact": lambda draft: facts(draft, inverse=True, once=True)}
 EARLY = {"story": 0.10, "facts": 0.10, "inverse facts": 0.30, "sum": 0.05, "comparison": 0.05,
          "capitals": 0.02, "repeat": 0.26, "series": 0.02, "quotation": 0.02, "needs": 0.05,
          "counting": 0.03}
 LATE = {"story": 0.29, "facts": 0.11, "inverse facts": 0.10, "sum": 0.13, "comparison": 0.08,
         "capitals": 0.03, "repeat": 0.06, "series": 0.03, "quotation": 0.03, "needs": 0.07,
         "counting": 0.07}
-AGAIN = {"story": 0.08, "facts": 0.04, "inverse facts": 0.24, "sum": 0.05, "comparison": 0.13,
-         "capitals": 0.01, "repeat": 0.07, "series": 0.03, "quotation": 0.02, "needs": 0.02,
-         "counting": 0.03, "holders": 0.10, "pronoun needs": 0.08, "neighbours": 0.10}
+AGAIN = {"story": 0.07, "facts": 0.03, "sum": 0.05, "comparison": 0.07, "capitals": 0.01,
+         "repeat": 0.06, "series": 0.03, "quotation": 0.02, "needs": 0.02, "counting": 0.03,
+         "holders": 0.08, "pronoun needs": 0.06, "neighbours": 0.03, "restated": 0.30,
+         "one inverse fact": 0.14}
 
 
 def mixture(progress: float) -> dict[str, float]:
@@ -524,9 +566,9 @@ def mixture(progress: float) -> dict[str, float]:
     EARLY up to 0.2, then little by little to LATE, which holds from 0.5 to 1.
     A second run (1 to 2) has AGAIN up to 1.5: many questions of the kinds that the first one leaves
     half learned, *Who likes tea?*, where the answer stands in the text before the word asked with,
-    and must be given right after the question mark; and easy ones of that form (`neighbours`), from
-    which the mark learns to look at the word before it. Then, little by little, it comes back to
-    LATE, which holds from 1.8 on.
+    and must be given right after the question mark; and easier ones beside them: answers that say
+    the question's words again (`restated`), and answers from memory right after the mark
+    (`neighbours`). Then, little by little, it comes back to LATE, which holds from 1.8 on.
     """
     if progress <= 1:
         first, second, done = EARLY, LATE, (progress - 0.2) / 0.3
@@ -534,7 +576,7 @@ def mixture(progress: float) -> dict[str, float]:
         first, second, done = AGAIN, LATE, (progress - 1.5) / 0.3
     late = min(max(done, 0.0), 1.0)
     return {kind: (1 - late) * first.get(kind, 0.0) + late * second.get(kind, 0.0)
-            for kind in first | second}
+            for kind in second | first}
 
 
 def document(random: Callable[[], float], kind: str) -> Document:
