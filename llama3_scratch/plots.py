@@ -382,3 +382,124 @@ def parameter_map(config, title="") -> Figure:
         axes.spines[:].set_visible(False)
     plt.close(figure)
     return figure
+
+
+def choices(panels, labels) -> Figure:
+    """{title: [n] probabilities} and n labels -> bars side by side, a panel for each title.
+
+    Every panel has the same n rows and its own scale, up to its largest value; a value stands
+    beside its bar, and a row of 0 stays empty.
+    """
+    rows = range(len(labels))
+    with plt.rc_context(STYLE | {"font.size": 8}):
+        size = (7.2, 0.9 + 0.2 * len(labels))
+        figure = plt.figure(figsize=size, layout="constrained")
+        grid = figure.subplots(1, len(panels), sharey=True)
+        for axes, (title, values) in zip(grid, panels.items(), strict=True):
+            values = _listed(values)
+            drawn = axes.barh(rows, values, color=COLOURS[0], height=0.7)
+            shown = [f"{value:.3f}" if value else "" for value in values]
+            axes.bar_label(drawn, shown, padding=3, fontsize=7)
+            axes.set(xticks=[], xlim=(0, 1.6 * max(values)))
+            axes.set_title(title, fontsize=8)
+            axes.spines["bottom"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+        marked = [label.translate(VISIBLE) for label in labels]
+        grid[0].set_yticks(rows, marked, parse_math=False)
+        grid[0].invert_yaxis()
+        figure.supxlabel("probability", fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def masks(panels) -> Figure:
+    """{title: [T, S] mask} -> who may look at whom, a panel each, all cells of one size.
+
+    A cell is filled where the mask is 0. The queries are the last T of the S positions, and rows
+    and columns are numbered by position.
+    """
+    shapes = [mask.shape for mask in panels.values()]
+    cell = min(0.16, 6.0 / sum(S for _, S in shapes))  # inches
+    with plt.rc_context(STYLE):
+        size = (cell * sum(S for _, S in shapes) + 1.3, cell * max(T for T, _ in shapes) + 0.9)
+        figure = plt.figure(figsize=size, layout="constrained")
+        grid = figure.subplots(1, len(panels), width_ratios=[S for _, S in shapes], squeeze=False)
+        for axes, (title, mask) in zip(grid.flat, panels.items(), strict=True):
+            T, S = mask.shape
+            axes.pcolormesh(
+                (mask == 0).cpu(), cmap=_FROM_WHITE, vmin=0, vmax=1.2, edgecolors="#c9c9d6",
+                linewidth=0.4,
+            )  # fmt: skip
+            step = max(1, round(0.32 / cell))
+            axes.set_xticks([s + 0.5 for s in range(0, S, step)], range(0, S, step))
+            first = [t for t in range(T) if t % step == 0]
+            axes.set_yticks([t + 0.5 for t in first], [S - T + t for t in first])
+            axes.set(aspect="equal", anchor="N", ylim=(T, 0), title=title)
+            axes.tick_params(length=0, labelsize=7)
+            axes.spines[:].set_visible(False)
+        grid[0, 0].set_ylabel("query: position")
+        figure.supxlabel("key: position", fontsize=9)
+    plt.close(figure)
+    return figure
+
+
+def strip(rows, labels, xlabel) -> Figure:
+    """{name: n numbers, 0, 1 or 2} and n labels -> a row of n coloured cells for each name.
+
+    0: equal in every bit (dark green, =), 1: equal up to rounding (light green, ≈), 2: different
+    (orange, ≠). The signs say the same as the colours.
+    """
+    kinds = [("#1b7f5c", CARD, "="), ("#a5d6c4", INK, "≈"), (COLOURS[2], CARD, "≠")]
+    n = len(labels)
+    side = min(0.36, 5.6 / n)  # inches
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(side * n + 1.5, 0.36 * len(rows) + 0.6), layout="constrained")
+        axes = figure.subplots()
+        for y, values in enumerate(rows.values()):
+            for x, value in enumerate(values):
+                fill, ink, sign = kinds[value]
+                box = plt.Rectangle((x, y), 1, 1, facecolor=fill)
+                axes.add_patch(box)
+                box.set(edgecolor=CARD, linewidth=1)
+                if side > 0.15:
+                    axes.text(x + 0.5, y + 0.5, sign, color=ink, ha="center", va="center")
+        step = max(1, round(0.25 / side))
+        axes.set_xticks([x + 0.5 for x in range(0, n, step)], labels[::step])
+        axes.set_yticks([y + 0.5 for y in range(len(rows))], rows)
+        axes.set(xlim=(0, n), ylim=(len(rows), 0), xlabel=xlabel)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    plt.close(figure)
+    return figure
+
+
+def row_orders(left, right, names) -> Figure:
+    """Two orders of the same rows, [(pair, which of its two)] each, and their names -> a picture.
+
+    Two columns of boxes, each row with a line to its place in the other one; the rows of a pair
+    have one colour, their second has a frame.
+    """
+    n_pairs, n = 1 + max(pair for pair, _ in left), len(left)
+    shades = plt.get_cmap("viridis")([0.05 + 0.5 * pair / n_pairs for pair in range(n_pairs)])
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(5.2, 0.6 + 0.2 * n), layout="constrained")
+        axes = figure.subplots()
+        for y, (pair, second) in enumerate(left):
+            there = right.index((pair, second))
+            style = {"color": shades[pair], "linewidth": 1.2, "linestyle": ":" if second else "-"}
+            axes.plot([1, 3], [y, there], **style)
+            for x, at in ((0.0, y), (3.0, there)):
+                box = plt.Rectangle((x, at - 0.42), 1, 0.84, facecolor=shades[pair])
+                axes.add_patch(box)
+                words = f"pair {pair}, {'second' if second else 'first'}"
+                axes.text(x + 0.5, at, words, color=CARD, ha="center", va="center", fontsize=7.5)
+                if second:
+                    box.set(edgecolor=COLOURS[2], linewidth=1.4)
+                number = {"ha": "right" if x == 0 else "left", "va": "center", "fontsize": 8}
+                axes.text(-0.08 if x == 0 else 4.08, at, str(at), **number)
+        axes.text(0.5, -1.1, names[0], ha="center", fontsize=10)
+        axes.text(3.5, -1.1, names[1], ha="center", fontsize=10)
+        axes.set(xlim=(-0.4, 4.4), ylim=(n - 0.4, -1.7))
+        axes.set_axis_off()
+    plt.close(figure)
+    return figure

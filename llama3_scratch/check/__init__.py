@@ -10,6 +10,20 @@ from llama3_scratch.check.attention import (
     previous_token_head,
     softmax,
 )
+from llama3_scratch.check.files import (
+    join_shards,
+    n_bytes,
+    tensor_place,
+    token_bytes,
+    unpermute,
+)
+from llama3_scratch.check.generation import (
+    beam_search,
+    min_p,
+    penalise,
+    stop_string,
+    window_mask,
+)
 from llama3_scratch.check.grouped import (
     add_change,
     cache_room,
