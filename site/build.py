@@ -3,6 +3,9 @@
 The notebooks with their stored outputs, the pages of `pages.py` and the playground, as plain files
 that are read from disk or from any server. Nothing is executed, any warning fails the build, and
 the same sources give the same bytes.
+
+LAUNCH_REPOSITORY=owner/name, the project's public place on GitHub, puts links to Colab and Binder
+on the notebooks' pages; without it there are none.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -29,6 +33,12 @@ EARLY_THEME = """document.documentElement.dataset.theme =
       { light: "light", dark: "dark" }[localStorage.getItem("mode")]
       || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");"""
 WORD = re.compile(r"[\w-]+")
+PICTURE = re.compile(r'(<a [^>]*>\s*)?(<img\b[^>]*\bsrc="([^"]+)"[^>]*>)')
+NAVIGATION = """<nav aria-label="Book">
+      <a href="../index.html">Llama 3 from scratch</a>
+      <a href="../{first}.html">Overview</a>
+    </nav>
+"""
 
 
 def gather(folder):
@@ -148,6 +158,12 @@ def prune(site):
     if not any(LATE_THEME in content for content in html.values()):
         raise ValueError("the theme chooses light or dark in other words than LATE_THEME")
     for page, content in html.items():
+        # A figure whose text is too small for a phone opens alone, to be enlarged.
+        content = PICTURE.sub(
+            lambda m: m[0] if m[1] else f'<a class="full-size" href="{m[3]}">{m[2]}</a>', content
+        )
+        if page.parent.name == "notebooks":
+            content = content.replace("</a></h1>", f"</a></h1>\n{launch_links(page.stem)}", 1)
         content = re.sub(r"\s*<(script|link)[^>]*fontawesome[^>]*>(</script>)?", "", content)
         content = content.replace(LATE_THEME, EARLY_THEME)
         if page.name != "search.html":
@@ -156,15 +172,34 @@ def prune(site):
         page.write_text(content, encoding="utf-8")
 
 
+def launch_links(stem):
+    """A notebook in Colab and Binder, as plain links; "" where the project has no public place."""
+    repository = os.environ.get("LAUNCH_REPOSITORY", "")
+    if not repository:
+        return ""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"LAUNCH_REPOSITORY is {repository!r}, expected owner/name")
+    path = f"notebooks/{stem}.ipynb"
+    colab = f"https://colab.research.google.com/github/{repository}/blob/main/{path}"
+    binder = f"https://mybinder.org/v2/gh/{repository}/HEAD?labpath={quote(path, safe='')}"
+    install = f"%pip install git+https://github.com/{repository}"
+    return (
+        f'<p class="launch">Run it elsewhere: <a href="{colab}">Colab</a> (there, first of all, '
+        f'<code>{install}</code>) or <a href="{binder}">Binder</a>.</p>'
+    )
+
+
 def add_playground(site):
-    """The playground in place of the page that stands for it, with a way back."""
+    """The playground in place of the page that stands for it, with links to the book."""
     folder = site / "playground"
     shutil.copytree(HERE / "playground", folder, dirs_exist_ok=True)
     weights.write(folder, *load("tiny"))
     page = folder / "index.html"
-    back = '<nav aria-label="Book"><a href="../index.html">Llama 3 from scratch</a></nav>\n'
     text = page.read_text(encoding="utf-8")
-    text = text.replace("<header>\n", f"<header>\n  {back}", 1)
+    bar = '<div class="bar">\n'
+    text = text.replace(bar, f"{bar}    {NAVIGATION.format(first=pages.first())}", 1)
+    link = '<a href="../{}.html">{}</a>'
+    text = re.sub("<cite>.*?</cite>", lambda cite: pages.linked(cite[0], link), text)
     page.write_text(text, encoding="utf-8")
 
 

@@ -53,7 +53,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "use_download_button": True,
     "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_dark_style": "github-dark",
     "footer_content_items": [],
     "toc_title": "On this page",
     "back_to_top_button": False,

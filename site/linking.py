@@ -1,4 +1,4 @@
-"""A Sphinx extension: alt texts of pictures, and links from terms and papers to their pages.
+"""A Sphinx extension: alt texts, shapes in one piece, links from terms and papers to their pages.
 
 The first use of a glossary term on each page becomes a link to its definition, and each arXiv
 number a link to its entry in the bibliography.
@@ -12,6 +12,7 @@ from sphinx import addnodes
 from sphinx.util.nodes import make_refnode
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+SHAPE = re.compile(r"\[[\w., ]+\]")
 NO_TERMS = ("glossary", "bibliography", "api", "changelog", "search", "playground/index")
 CLOSED = (
     nodes.title, nodes.reference, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block,
@@ -112,7 +113,17 @@ def link(app, doctree, docname):
             node.parent.replace(node, pieces)
 
 
+def keep_shapes_together(app, doctree, docname):
+    """In a narrow table a line may not break inside the brackets of a shape."""
+    for entry in doctree.findall(nodes.entry):
+        for node in list(entry.findall(nodes.Text)):
+            whole = SHAPE.sub(lambda shape: shape[0].replace(" ", "\N{NO-BREAK SPACE}"), str(node))
+            if whole != node:
+                node.parent.replace(node, nodes.Text(whole))
+
+
 def setup(app):
     keep_alt_texts()
+    app.connect("doctree-resolved", keep_shapes_together)
     app.connect("doctree-resolved", link)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

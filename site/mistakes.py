@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import inspect
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,27 +52,21 @@ def mutated(module, right, wrong):
     return copy
 
 
-# Public reports of a mistake, or of one next to it, as far as we know of any.
-GITHUB = "https://github.com"
-REPORTS = {
-    "norm's weight before the cast back": (
-        f"tinygrad did it until [#5095]({GITHUB}/tinygrad/tinygrad/pull/5095)."
+REPORTS = Path(__file__).resolve().parent / "reports.toml"
+THREAD = re.compile(r"([\w.-]+)/([\w.-]+)#(\d+)")
+GROUPS = {
+    "made": (
+        "Made in public",
+        "A thread on GitHub, named below each, reports or mends this very mistake.",
     ),
-    "norm not in float32": (
-        "minimind squared in half precision until "
-        f"[#301]({GITHUB}/jingyaogong/minimind/issues/301)."
+    "near": (
+        "Next to one made in public",
+        "We know of nobody who made these as they stand here, but of somebody who made one very "
+        "like it.",
     ),
-    "future scores set to zero before the softmax": (
-        "Next to it: a mask of ones and zeros, added to the scores, in "
-        f"[llama-from-scratch]({GITHUB}/bkitano/llama-from-scratch/issues/6)."
-    ),
-    "halves paired, not neighbours": (
-        "The other way round it happens to whoever reads Hugging Face's rows as Meta's, as in "
-        f"[llama3-from-scratch]({GITHUB}/naklecha/llama3-from-scratch/issues/20)."
-    ),
-    "positions restart with every call": (
-        "Next to it: positions that jumped ahead after the prompt, in tiny-llm until "
-        f"[#46]({GITHUB}/skyzh/tiny-llm/pull/46)."
+    "nobody": (
+        "Plausible slips",
+        "Nobody known to us has made these. They are here because the line invites them.",
     ),
 }
 
@@ -137,30 +133,45 @@ def whole_lines(module, right, wrong):
     return line, line.replace(right, wrong)
 
 
+def threads(text):
+    """owner/name#3 -> a link to that issue or pull request."""
+    return THREAD.sub(r"[\2 #\3](https://github.com/\1/\2/issues/\3)", text)
+
+
 def markdown():
-    effects, sections = Effects(), []
-    silent = 0
+    effects, sections, silent = Effects(), {group: [] for group in GROUPS}, 0
+    reports = tomllib.loads(REPORTS.read_text(encoding="utf-8"))
+    lost = set(reports) - {fault for fault, *_ in mutations()}
+    if lost:
+        raise KeyError(f"reports.toml names what is no mutation: {sorted(lost)}")
     for fault, module, right, wrong, test, arguments in mutations():
         effect = effects.of(module, right, wrong, arguments)
         silent += "still" in effect or "same" in effect or "Nothing" in effect
         name = module.__name__.rpartition(".")[2]
         title = fault if fault[1].isdigit() else fault[0].upper() + fault[1:]
         before, after = whole_lines(module, right, wrong)
-        sections.append(
-            f"## {title}\n\n```diff\n- {before}\n+ {after}\n```\n\n"
-            f"{effect} Caught by `{test}`; the line stands in `{name}.py`. {REPORTS.get(fault, '')}"
+        [(group, who)] = reports.get(fault, {"nobody": ""}).items()
+        if who:
+            who = f"\n\n*{'Made by' if group == 'made' else 'Next to it'}:* {threads(who)}"
+        sections[group].append(
+            f"### {title}\n\n```diff\n- {before}\n+ {after}\n```\n\n"
+            f"{effect} Caught by `{test}`; the line stands in `{name}.py`.{who}"
         )
-    lost = set(REPORTS) - {fault for fault, *_ in mutations()}
-    if lost:
-        raise KeyError(f"there is no mutation {sorted(lost)}")
     top = (
         "# Mistakes we have seen\n\n"
-        f"These are {len(sections)} wrong lines of the kind that walkthroughs and "
-        "reimplementations of Llama have had; where we know of a public report, it is linked. "
-        "Each runs without an error. For each there is a test that must fail when it is put in "
-        "(`tests/test_breakage.py`); below it stands what the wrong line does to the tiny model's "
-        "answer to the book's prompt, computed while this page was built. In "
-        f"{silent} of them the answer stays what it was: one right answer validates nothing, and "
-        "only a comparison of all logits shows the mistake."
+        f"These are {len(mutations())} wrong lines of the kind that walkthroughs and "
+        "reimplementations of Llama and its relatives have had. Each runs without an error. For "
+        "each there is a test that must fail when it is put in (`tests/test_breakage.py`); below "
+        "it stands what the wrong line does to the tiny model's answer to the book's prompt, "
+        f"computed while this page was built. In {silent} of them the answer stays what it was: "
+        "one right answer validates nothing, and only a comparison of all logits shows the "
+        f"mistake.\n\nPublic threads tell who has made {len(sections['made'])} of them, and of "
+        f"{len(sections['near'])} more who has made one next to it. To be named here is no shame: "
+        "these are projects in which somebody looked."
     )
-    return "\n\n".join([top, *sections])
+    parts = [
+        "\n\n".join([f"## {title}", words, *sections[group]])
+        for group, (title, words) in GROUPS.items()
+        if sections[group]
+    ]
+    return "\n\n".join([top, *parts])

@@ -7,9 +7,9 @@ import re
 import textwrap
 import tomllib
 import xml.etree.ElementTree as ET
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
-from html import escape
 from pathlib import Path
 
 import mistakes
@@ -27,7 +27,8 @@ PARTS = {"Build it": range(0, 8), "Use it": range(8, 12), "Shrink it": range(12,
          "Speed it up": range(16, 18)}  # fmt: skip
 REFERENCE = ("model", "api", "mistakes", "ledger", "glossary", "bibliography", "card", "changelog")
 WORDS_PER_MINUTE, LINES_PER_MINUTE = 200, 20
-NUMBERS = {"five": 5, "ten": 10, "fifteen": 15, "twenty": 20, "thirty": 30}
+NUMBERS = {"five": 5, "ten": 10, "fifteen": 15, "twenty": 20, "twenty-five": 25, "thirty": 30,
+           "forty": 40, "forty-five": 45, "sixty": 60}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Notebook:
     def title(self):
         return self.headings[0]
 
+    @property
+    def question(self):
+        """What it opens with: the first sentence of its first cell that asks."""
+        asked = re.search(r"[A-Z][^.?*\n]*\?", "".join(self.cells[0]["source"]))
+        if not asked:
+            raise ValueError(f"{self.path.name} asks no question in its first cell")
+        return asked[0]
+
     def tagged(self, tag):
         return [c for c in self.cells if tag in c["metadata"].get("tags", [])]
 
@@ -66,7 +75,7 @@ class Notebook:
         shown = [c for c in shown if "solution" not in c["metadata"].get("tags", [])]
         lines = sum(len("".join(cell["source"]).splitlines()) for cell in shown)
         read = len(self.markdown.split()) / WORDS_PER_MINUTE + lines / LINES_PER_MINUTE
-        exercises = re.findall(r"^### Exercise .* · (\w+) minutes", self.markdown, re.MULTILINE)
+        exercises = re.findall(r"^### Exercise .* · ([\w-]+) minutes", self.markdown, re.MULTILINE)
         return 5 * max(1, round(read / 5)), sum(NUMBERS[word] for word in exercises)
 
 
@@ -85,6 +94,24 @@ def section(number, heading):
                 raise KeyError(f"{notebook.path.name} has no section {heading!r}")
             return notebook.docname, make_id(heading), notebook.title
     raise KeyError(f"there is no notebook {number:02}")
+
+
+def first():
+    """The docname of the notebook to begin with."""
+    return notebooks()[0].docname
+
+
+def linked(text, link):
+    """Text with the two-digit numbers of notebooks that exist as links.
+
+    `link` is their form, with two {} for the docname and the words.
+    """
+    known = {f"{notebook.number:02}": notebook.docname for notebook in notebooks()}
+    return re.sub(
+        r"(?:Notebook )?\b(\d\d)\b",
+        lambda where: link.format(known[where[1]], where[0]) if where[1] in known else where[0],
+        text,
+    )
 
 
 def filled(name, **values):
@@ -155,24 +182,18 @@ def architecture_map():
         raise KeyError(f"architecture.svg has no boxes {sorted(missing)}")
     for _, link in links:
         svg.append(link)
-    return raw(f'<figure class="map">{ET.tostring(svg, encoding="unicode")}</figure>')
-
-
-def questions():
-    """{file name: its question}, from the table in the overview."""
-    rows = re.findall(r"^\| \d+ \| \[.*?\]\((.*?)\) \| (.*?) \|$", notebooks()[0].markdown, re.M)
-    return dict(rows)
+    picture = ET.tostring(svg, encoding="unicode")
+    alone = '<figcaption><a href="_images/architecture.svg">The map at full size</a></figcaption>'
+    return raw(f'<figure class="map"><div>{picture}</div>{alone}</figure>')
 
 
 def index():
-    asked = questions()
-    rows = ["| notebook | its question | reading | exercises |", "|---|---|---|---|"]
+    rows = ["| notebook | reading | exercises |", "|---|---|---|"]
     for notebook in notebooks():
-        read, exercises = notebook.minutes
-        question = asked.get(notebook.path.name, "How do all parts hang together?")
+        read, exercises = (f"{n}\N{NO-BREAK SPACE}min" if n else "–" for n in notebook.minutes)
         rows.append(
-            f"| [{notebook.title}](notebooks/{notebook.path.name}) | {question} | {read} min |"
-            f" {f'{exercises} min' if exercises else '–'} |"
+            f"| [{notebook.title}]({notebook.docname}.ipynb)<br>{notebook.question} |"
+            f" {read} | {exercises} |"
         )
     trees = []
     for caption, numbers in PARTS.items():
@@ -189,7 +210,7 @@ def index():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return filled(
         "index",
-        first=f"notebooks/{notebooks()[0].path.name}",
+        first=f"{first()}.ipynb",
         map=architecture_map(),
         parameters=f"{tiny.n_parameters / 1e6:.1f} million",
         notebooks="\n".join(rows),
@@ -220,16 +241,17 @@ def glossary():
         f" {sizes[0][letter]} | {sizes[1][letter]} |"
         for letter, words in alphabet().items()
     ]
-    return filled("glossary", letters="\n".join(letters))
+    text = filled("glossary", letters="\n".join(letters))
+    return re.sub(r"Notebooks? \d\d", lambda where: linked(where[0], "[{1}]({0}.ipynb)"), text)
 
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def citations():
-    """{paper: what cites it, as Markdown links}; KeyError if the list and the book disagree."""
+    """The papers, and {paper: what cites it, as Markdown links}; both must name the same."""
     papers = tomllib.loads((HERE / "papers.toml").read_text(encoding="utf-8"))
-    cited = {key: [] for key in papers}
+    cited = defaultdict(list)
     texts = [(n.markdown, f"[{n.title}](notebooks/{n.path.name})") for n in notebooks()]
     for path in sorted((ROOT / "llama3_scratch").rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
@@ -239,12 +261,12 @@ def citations():
         keys = set(ARXIV.findall(text))
         keys |= {k for k, paper in papers.items() if "where" in paper and paper["title"] in flat}
         for key in keys:
-            if key not in papers:
-                raise KeyError(f"site/papers.toml has no entry for arXiv:{key}, cited in {link}")
             cited[key].append(link)
-    unused = [key for key, links in cited.items() if not links]
-    if unused:
-        raise KeyError(f"nothing cites {unused} of site/papers.toml")
+    if papers.keys() != cited.keys():
+        raise KeyError(
+            f"site/papers.toml lacks {sorted(cited.keys() - papers.keys())}, which are cited, and "
+            f"has {sorted(papers.keys() - cited.keys())}, which nothing cites"
+        )
     return papers, cited
 
 
@@ -370,7 +392,13 @@ def members(cls):
             yield described(kind, name, getattr(cls, name))
 
 
-API = ("config", "tokenizer", "model", "cache", "generate", "checkpoint", "watch", "reference")
+READ_FIRST = ("config", "tokenizer", "model", "cache", "generate", "checkpoint", "watch")
+
+
+def modules():
+    """The names of the package's modules: those to read first, then the others."""
+    names = sorted(path.stem for path in Path(llama3_scratch.__file__).parent.glob("[a-z]*.py"))
+    return [*READ_FIRST, *(name for name in names if name not in READ_FIRST)]
 
 
 def api():
@@ -384,7 +412,7 @@ def api():
         f"reads best. `llama3_scratch` itself exports {exported}. Letters are those of the "
         "[glossary](glossary.md); `...` in a shape stands for any number of leading dimensions.",
     ]
-    for module_name in API:
+    for module_name in modules():
         module = __import__(f"llama3_scratch.{module_name}", fromlist=["_"])
         lines += [f"## {module_name}", prose(module.__doc__), "```{py:module} " + module.__name__
                   + "\n```"]  # fmt: skip
@@ -414,6 +442,3 @@ def all_pages():
         "changelog": changelog(),
         "playground/index": playground(),
     }
-
-
-__all__ = ["CARD", "all_pages", "escape", "notebooks", "section"]

@@ -1,14 +1,14 @@
 """The playground in a real browser, opened from disk, against the package."""
 
 import base64
+import contextlib
 import importlib.util
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browsing import ROOT, chromium, page_of, too_wide
 from conftest import make_weights
 from test_tokenizer import corpus
 
@@ -17,15 +17,7 @@ from llama3_scratch.config import RopeScaling
 from llama3_scratch.generate import token_probabilities
 from llama3_scratch.tokenizer import special_tokens
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the package playwright is not installed"
-)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM, reason="no Chromium here: install Debian's chromium, or name one by CHROMIUM"
-)
-SITE = Path(__file__).parent.parent / "site"
+SITE = ROOT / "site"
 CLOSE = 1e-4
 
 PROMPTS = [
@@ -79,32 +71,25 @@ def folder(tmp_path_factory, weights_js):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def visit(browser):
     """-> a function (folder, how) -> the page, ready. Afterwards: no error, no outside request."""
-    contexts, wrong = [], []
+    complaints = []
+    with contextlib.ExitStack() as stack:
 
-    def visit(folder, ready=".chip", **how):
-        contexts.append(browser.new_context(**how))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("request", lambda request: wrong.append(request.url[:99]) if (
-            not request.url.startswith((folder.as_uri(), "data:"))) else None)  # fmt: skip
-        page.goto((folder / "index.html").as_uri())
-        page.wait_for_selector(ready)
-        return page
+        def visit(folder, ready=".chip", **how):
+            page, wrong = stack.enter_context(page_of(browser, folder.as_uri(), **how))
+            complaints.append(wrong)
+            page.goto((folder / "index.html").as_uri())
+            page.wait_for_selector(ready)
+            return page
 
-    yield visit
-    for context in contexts:
-        context.close()
-    assert not wrong
+        yield visit
+        assert not any(complaints), complaints
 
 
 def run_forward(page, ids):
@@ -454,7 +439,7 @@ def test_fits_and_follows_the_theme(visit, folder, width, scheme):
     page = visit(folder, **how, has_touch=width < 500)
     page.fill("#prompt", "I wandered lonely as a cloud that floats on high. " + "w" * 120)
     page.wait_for_timeout(100)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert too_wide(page) == 0
     small = page.evaluate("""() => Array.from(
       document.querySelectorAll("button, select, input, .chip, textarea"),
       (element) => element.getBoundingClientRect(),
@@ -464,10 +449,15 @@ def test_fits_and_follows_the_theme(visit, folder, width, scheme):
     ground = "() => getComputedStyle(document.body).backgroundColor"
     by_system = page.evaluate(ground)
     other = "dark" if scheme == "light" else "light"
-    page.evaluate("(theme) => document.documentElement.dataset.theme = theme", other)
+    assert page.input_value("#theme") == "auto"
+    page.emulate_media(color_scheme=other)
     assert page.evaluate(ground) != by_system
-    page.evaluate("(theme) => document.documentElement.dataset.theme = theme", scheme)
+    page.select_option("#theme", scheme)
     assert page.evaluate(ground) == by_system
+    page.reload()
+    assert page.evaluate(ground) == by_system  # it is kept
+    page.select_option("#theme", "auto")
+    assert page.evaluate(ground) != by_system
 
 
 def test_says_so_when_the_weights_are_missing(browser, tmp_path):

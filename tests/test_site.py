@@ -1,48 +1,22 @@
-"""The site, as `make site` builds it: its links, its weight, and how it behaves in a browser."""
+"""The site's files, as `make site` builds them: links, pictures, formulas, weight, same bytes."""
 
+import filecmp
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browsing import NOTEBOOKS, build_once, need_the_sites_packages, run
 
-for package in ("sphinx", "myst_nb", "sphinx_book_theme"):
-    pytest.importorskip(package, reason=f"the package {package} is not installed: make site does")
-
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+need_the_sites_packages()
 
 
 @pytest.fixture(scope="module")
-def fetched():
-    """KaTeX is here, or can be fetched."""
-    done = run("site/katex.py")
-    if done.returncode:
-        pytest.skip(f"no node, or no KaTeX and no npm to fetch it: {done.stderr[-200:]}")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, fetched):
-    folder = tmp_path_factory.mktemp("site") / "built"
-    done = run("site/build.py", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "WARNING" not in done.stdout + done.stderr
-    return folder
+def site(tmp_path_factory):
+    return build_once(tmp_path_factory)
 
 
 class Page(HTMLParser):
@@ -68,9 +42,13 @@ class Page(HTMLParser):
             self.images.append(found)
 
 
+def read(folder):
+    return {path: Page(path) for path in sorted(folder.rglob("*.html"))}
+
+
 @pytest.fixture(scope="module")
 def pages(site):
-    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+    return read(site)
 
 
 def target(page, address):
@@ -84,60 +62,42 @@ def outside(address):
     return urlsplit(address).scheme in ("http", "https") or address.startswith("//")
 
 
-def test_every_notebook_and_page_is_there(site, pages):
-    names = {path.relative_to(site).as_posix() for path in pages}
-    assert {f"notebooks/{path.stem}.html" for path in NOTEBOOKS} <= names
-    assert {"index.html", "search.html", "playground/index.html"} <= names
-    assert {"model.html", "api.html", "mistakes.html", "ledger.html", "card.html"} <= names
-    assert {"glossary.html", "bibliography.html", "changelog.html"} <= names
-
-
-def test_links_and_anchors_exist(pages):
-    lost = []
+def lost_links(pages):
+    """Links to files or anchors of the site that are not there."""
+    made_by_scripts, lost = {"pst-back-to-top", "", "main-content"}, []
     for page in pages.values():
         for address in page.links:
             if urlsplit(address).scheme:
                 continue
             path, anchor = target(page, address)
-            scripted = {"pst-back-to-top", "", "main-content"}
-            if not path.exists() or (
-                path.suffix == ".html" and anchor not in pages[path].ids | scripted
-            ):
+            found = pages[path].ids | made_by_scripts if path in pages else {""}
+            if not path.exists() or anchor not in found:
                 lost.append(f"{page.path.name}: {address}")
-    assert not lost
+    return lost
 
 
-def test_pages_load_nothing_from_elsewhere(site, pages):
+def wrong_loads(folder, pages):
+    """What pages and styles load from elsewhere, or in vain."""
+    wrong = []
     for page in pages.values():
-        for address in page.loads:
-            assert not outside(address), f"{page.path.name} loads {address}"
-            path, _ = target(page, address)
-            assert address.startswith("data:") or path.exists(), f"{page.path.name}: {address}"
-    for path in site.rglob("*.css"):
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
-        for address in re.findall(r"url\([\"']?([^\"')]+)", text):
-            assert not outside(address), f"{path.name} loads {address}"
-            if not address.startswith(("data:", "#")):
-                assert (path.parent / urlsplit(address).path).exists(), f"{path.name}: {address}"
-        assert all(not outside(address) for address in re.findall(r'@import "([^"]+)', text))
+        loads = [address for address in page.loads if not address.startswith("data:")]
+        wrong += [f"{page.path.name}: {address}" for address in loads
+                  if outside(address) or not target(page, address)[0].exists()]  # fmt: skip
+    for path in folder.rglob("*.css"):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for address in re.findall(r"url\([\"']?([^\"')]+)|@import \"([^\"]+)", text):
+            address = "".join(address)
+            if address.startswith(("data:", "#")):
+                continue
+            if outside(address) or not (path.parent / urlsplit(address).path).exists():
+                wrong.append(f"{path.name}: {address}")
+    return wrong
 
 
-def test_pictures_say_what_they_show(pages):
-    for page in pages.values():
-        assert page.lang == "en"
-        for image in page.images:
-            assert len(image.get("alt") or "") > 20, f"{page.path.name}: {image.get('src')}"
-
-
-def test_the_alt_texts_are_those_of_the_notebooks(site):
-    for path in NOTEBOOKS:
-        page = Page(site / "notebooks" / f"{path.stem}.html")
-        shown = {image["alt"] for image in page.images}
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    assert output["metadata"]["image/png"]["alt"] in shown
+def undescribed(pages):
+    """Pictures that do not say what they show."""
+    return [f"{page.path.name}: {image.get('src')}" for page in pages.values()
+            for image in page.images if len(image.get("alt") or "") <= 20]  # fmt: skip
 
 
 def loaded(page):
@@ -147,26 +107,96 @@ def loaded(page):
     return sum(path.stat().st_size for path in files)
 
 
+def different(one, other):
+    """The names of files that are not in both folders with the same bytes."""
+    names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+             for folder in (one, other)]  # fmt: skip
+    _, unequal, _ = filecmp.cmpfiles(one, other, names[0] & names[1], shallow=False)
+    return names[0] ^ names[1] | set(unequal)
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """A page with one of each fault: the control of the functions above."""
+    (tmp_path / "index.html").write_text(
+        '<html lang="en"><h1 id="top">x</h1><a href="none.html">a</a><a href="#nowhere">b</a>'
+        '<a href="#top">c</a><img src="here.png" alt="x"><img src="https://example.com/x.png" '
+        'alt="a picture that is described"><script src="none.js"></script>'
+    )
+    (tmp_path / "here.png").write_bytes(bytes(1000))
+    (tmp_path / "x.css").write_text(
+        '@import "https://example.com/y.css"; a { background: url(none.svg) }'
+    )
+    return tmp_path
+
+
+def test_faults_are_found(bad):
+    pages = read(bad)
+    assert lost_links(pages) == ["index.html: none.html", "index.html: #nowhere"]
+    assert sorted(wrong_loads(bad, pages)) == [
+        "index.html: https://example.com/x.png", "index.html: none.js",
+        "x.css: https://example.com/y.css", "x.css: none.svg",
+    ]  # fmt: skip
+    assert undescribed(pages) == ["index.html: here.png"]
+    page = pages[bad / "index.html"]
+    page.loads = ["here.png", "data:image/png;base64,AAAA"]
+    assert loaded(page) == 1000 + page.path.stat().st_size
+
+
+def test_every_notebook_is_there_and_on_the_front_page(site, pages):
+    front = pages[site / "index.html"].links
+    for path in NOTEBOOKS:
+        assert site / "notebooks" / f"{path.stem}.html" in pages
+        assert f"notebooks/{path.stem}.html" in front
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"<td><p>\d+\xa0min</p></td>\s*<td><p>(?:\d+\xa0min|–)", text)) == len(
+        NOTEBOOKS
+    )
+
+
+def test_previous_and_next_go_through_the_notebooks_in_order(site):
+    for here, there in zip(NOTEBOOKS, NOTEBOOKS[1:], strict=False):
+        text = (site / "notebooks" / f"{here.stem}.html").read_text(encoding="utf-8")
+        assert re.search(rf'class="right-next"\s+href="{there.stem}.html"', text)
+
+
+def test_links_and_anchors_exist(pages):
+    assert not lost_links(pages)
+
+
+def test_pages_load_nothing_from_elsewhere(site, pages):
+    assert not wrong_loads(site, pages)
+
+
+def test_pictures_say_what_they_show(pages):
+    assert not undescribed(pages)
+    assert {page.lang for page in pages.values()} == {"en"}
+
+
+def test_pictures_open_at_full_size(pages):
+    for page in pages.values():
+        for image in page.images:
+            assert image["src"] in page.links
+
+
+def test_the_alt_texts_are_those_of_the_notebooks(site, pages):
+    for path in NOTEBOOKS:
+        shown = {image["alt"] for image in pages[site / "notebooks" / f"{path.stem}.html"].images}
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    assert output["metadata"]["image/png"]["alt"] in shown
+
+
 def test_it_is_light(site, pages):
     sizes = {path.relative_to(site).as_posix(): loaded(page) for path, page in pages.items()}
     total = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
-    print(f"\nfront page {sizes['index.html'] / 1e3:.0f} kB , site {total / 1e6:.1f} MB")
+    print(f"\nfront page {sizes['index.html'] / 1e3:.0f} kB, site {total / 1e6:.1f} MB")
     assert sizes["index.html"] < 500e3
     for path in NOTEBOOKS:
         assert sizes[f"notebooks/{path.stem}.html"] < 1.5e6
     assert total < 40e6
     assert not list(site.rglob("*.map"))
-
-
-def test_the_same_sources_give_the_same_bytes(site, tmp_path):
-    assert run("site/build.py", tmp_path / "again").returncode == 0
-    names = [
-        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-        for folder in (site, tmp_path / "again")
-    ]
-    assert names[0] == names[1]
-    for name in names[0]:
-        assert (site / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_no_formula_is_left_as_text(site):
@@ -176,130 +206,52 @@ def test_no_formula_is_left_as_text(site):
         assert text.count('<span class="katex-display">') == source.count("$$") // 2
 
 
-def test_a_bad_formula_is_refused():
+def test_a_bad_formula_is_refused(site):
     done = run("-c", "import sys; sys.path.insert(0, 'site'); from katex import Renderer\n"
                "Renderer().render(r'\\frac{1', True)")  # fmt: skip
     assert "ValueError" in done.stderr and "KaTeX" in done.stderr
 
 
-# In a browser
+LAUNCH = re.compile(r'\n<p class="launch">.*</p>')
 
 
-@pytest.fixture(scope="module")
-def browser(site):
-    driver = pytest.importorskip(
-        "playwright.sync_api", reason="the package playwright is not installed"
-    )
-    if not CHROMIUM:
-        pytest.skip("no Chromium here: install Debian's chromium, or name one by CHROMIUM")
-    with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser, site):
-    """-> a function (how) -> a page that opens the site's files, and a list of what went wrong."""
-    contexts = []
-
-    def visit(**how):
-        contexts.append(browser.new_context(**how))
-        page, wrong = contexts[-1].new_page(), []
-        page.on("console", lambda message: wrong.append(f"console: {message.text}")
-                if message.type in ("error", "warning") else None)  # fmt: skip
-        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url[:99]}"))
-        page.on("request", lambda request: wrong.append(request.url[:99]) if (
-            not request.url.startswith((site.as_uri(), "data:", "blob:"))) else None)  # fmt: skip
-        return page, wrong
-
-    yield visit
-    for context in contexts:
-        context.close()
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
-def test_pages_open_from_disk_without_a_complaint(visit, pages, size, theme):
-    width, height = SIZES[size]
-    page, wrong = visit(viewport={"width": width, "height": height}, color_scheme=theme)
-    for path in pages:
-        page.goto(path.as_uri())
-        if path.parent.name != "playground":
-            assert page.evaluate("document.documentElement.dataset.theme") == theme
-        for fold in page.query_selector_all("main details"):
-            fold.evaluate("(fold) => { fold.open = true; }")
-        page.evaluate("document.querySelectorAll('img').forEach(i => { i.loading = 'eager'; })")
-        page.wait_for_function("[...document.images].every(i => i.complete)")
-        assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0)"), path.name
-        inside = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert inside <= 0, f"{path.name} is {inside} px too wide at {size}"
-        assert not wrong, f"{path.name}: {wrong}"
-
-
-def test_the_search_finds_a_term_of_every_notebook(visit, site):
-    page, wrong = visit()
+def test_a_second_build_is_the_same_but_for_the_links_to_where_it_can_run(site, tmp_path):
+    """The same bytes; a public repository adds its links to the notebooks' pages and nothing."""
+    again = tmp_path / "again"
+    done = run("site/build.py", again, LAUNCH_REPOSITORY="a-reader/a.copy")
+    assert done.returncode == 0, done.stderr
+    notebooks = {f"notebooks/{path.stem}.html" for path in NOTEBOOKS}
+    assert different(site, again) == notebooks  # which is the control of the next comparison
+    launched = read(again)
+    assert not wrong_loads(again, launched)
     for path in NOTEBOOKS:
-        title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
-        words = re.findall(r"[A-Za-z]{4,}", "".join(title).splitlines()[0])
-        page.goto(f"{(site / 'search.html').as_uri()}?q={'+'.join(words)}")
-        page.wait_for_selector(f"#search-results a[href*='{path.stem}.html']", timeout=10_000)
-    assert not wrong
+        page = again / "notebooks" / f"{path.stem}.html"
+        there = [address for address in launched[page].links if "a-reader" in address]
+        colab, binder = there
+        assert colab == (
+            "https://colab.research.google.com/github/a-reader/a.copy/blob/main/notebooks/"
+            + path.name
+        )
+        assert binder == (
+            f"https://mybinder.org/v2/gh/a-reader/a.copy/HEAD?labpath=notebooks%2F{path.name}"
+        )
+        text = page.read_text(encoding="utf-8")
+        page.write_text(LAUNCH.sub("\n", text, count=1), encoding="utf-8")
+    assert not different(site, again)
 
 
-def test_copy_copies_the_code(visit, site):
-    page, wrong = visit(permissions=["clipboard-read", "clipboard-write"])
-    page.goto((site / "notebooks" / f"{NOTEBOOKS[0].stem}.html").as_uri())
-    cells = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"]
-    code = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    button = page.locator("button.copy").first
-    button.focus()
-    page.keyboard.press("Enter")
-    page.wait_for_selector("button.copy.done")
-    assert page.evaluate("navigator.clipboard.readText()") == code
-    assert not wrong
-
-
-def test_the_map_leads_to_the_notebooks_by_keyboard(visit, site):
-    page, wrong = visit()
-    page.goto((site / "index.html").as_uri())
-    parts = page.locator("a.map-part")
-    reached = {parts.nth(i).get_attribute("href")[:12] for i in range(parts.count())}
-    assert {f"notebooks/{path.stem}"[:12] for path in NOTEBOOKS[1:]} <= reached
-    parts.first.focus()
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.getAttribute('class')") == "map-part"
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/notebooks/*")
-    assert not wrong
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing(visit, pages, theme):
-    """WCAG 2.2, level AA, with all folds open."""
-    axe = pytest.importorskip(
-        "axe_playwright_python", reason="the package axe-playwright-python is not installed"
+def test_a_launch_repository_that_is_none_is_refused():
+    code = (
+        "import os, sys; sys.path.insert(0, 'site'); import build\n"
+        "print([build.launch_links('x')])\n"
+        """os.environ["LAUNCH_REPOSITORY"] = 'x"y'; build.launch_links('x')"""
     )
-    script = (Path(axe.__path__[0]) / "axe.min.js").read_text(encoding="utf-8")
-    levels = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-    size = {"width": 1280, "height": 900}
-    page, _ = visit(viewport=size, color_scheme=theme, reduced_motion="reduce")
-    for path in pages:
-        page.goto(path.as_uri())
-        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        page.evaluate(script)
-        options = {"runOnly": levels, "preload": False, "resultTypes": ["violations"]}
-        found = page.evaluate("(options) => axe.run(document, options)", options)
-        faults = [(v["id"], v["nodes"][0]["html"][:120]) for v in found["violations"]]
-        assert not faults, f"{path.name}: {faults}"
+    done = run("-c", code, LAUNCH_REPOSITORY="")
+    assert done.stdout == "['']\n"
+    assert "expected owner/name" in done.stderr
 
 
-def test_the_theme_can_be_switched(visit, site):
-    page, wrong = visit(color_scheme="light")
-    page.goto((site / "index.html").as_uri())
-    page.evaluate("document.documentElement.dataset.mode")
-    page.locator(".theme-switch-button").first.click()
-    page.locator("[data-mode='dark']:visible").last.click()
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-    assert not wrong
+def test_every_report_of_a_mistake_is_linked(site, pages):
+    links = pages[site / "mistakes.html"].links
+    threads = [a for a in links if re.fullmatch(r"https://github.com/[^/]+/[^/]+/issues/\d+", a)]
+    assert len(set(threads)) >= 50

@@ -43,9 +43,11 @@ function addCopyButtons() {
   }
 }
 
+const SCROLLING = "pre, div.formula, figure.map > div, .pst-scrollable-table-container";
+
 /** Boxes that scroll can be reached by keyboard, and say what they are. */
 function reachScrollingBoxes() {
-  for (const box of document.querySelectorAll("pre, div.formula, .pst-scrollable-table-container")) {
+  for (const box of document.querySelectorAll(SCROLLING)) {
     const scrolls = box.scrollWidth > box.clientWidth + 1;
     if (scrolls) {
       box.tabIndex = 0;

@@ -597,7 +597,17 @@ function listen() {
   new ResizeObserver(() => showHeatmap()).observe(get("heatmap").parentElement);
   const root = document.documentElement;
   new MutationObserver(redraw).observe(root, { attributeFilter: ["data-theme"] });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+}
+
+/** The theme's choice is kept where the book's pages keep theirs. */
+function listenToTheme() {
+  const kept = localStorage.getItem("mode");
+  get("theme").value = ["light", "dark"].includes(kept) ? kept : "auto";
+  get("theme").addEventListener("change", (event) => {
+    localStorage.setItem("mode", event.target.value);
+    applyTheme();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);
 }
 
 async function start() {
@@ -629,4 +639,5 @@ function bestHead() {
   return best.slice(0, 2);
 }
 
+listenToTheme();
 start();
