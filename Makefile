@@ -7,13 +7,11 @@ LAB_FLAGS ?=
 PORT ?= 8000
 PYTEST_FLAGS ?= -n auto --dist loadfile -q
 NBVAL := $(BIN)/python -m pytest $(PYTEST_FLAGS) --nbval-current-env
-# A cell's prints as one output, however many messages they came in.
-ONE_STREAM := nbconvert.preprocessors.coalescestreams.CoalesceStreamsPreprocessor
 LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab run test notebooks playground images site serve tiny tiny-quick lint format clean
+.PHONY: help lab run test test-real notebooks playground images site serve tiny tiny-quick lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,12 +29,15 @@ test: $(VENV)/.test  ## run everything there is to test
 	@$(BIN)/python tests/other_sizes.py build/other-sizes
 	LLAMA3_CHECKPOINT=$(CURDIR)/build/other-sizes $(NBVAL) --nbval-lax notebooks
 
+test-real: $(VENV)/.test  ## on Meta-Llama-3-8B, named by LLAMA3_CHECKPOINT: is the next token 42?
+	$(BIN)/python -m pytest -v -p no:xdist --durations=0 tests/test_real.py
+
 notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their outputs
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	PYTHONPATH=site $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
 	    --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
-	    --NotebookExporter.preprocessors=$(ONE_STREAM) notebooks/*.ipynb
+	    --NotebookExporter.preprocessors=stored.Stored notebooks/*.ipynb
 
 playground: $(VENV)/.package  ## the tiny model as a page for any browser, in build/playground
 	@mkdir -p build/playground
@@ -97,9 +98,9 @@ $(VENV)/.notebooks: $(VENV)/.package
 	    > $(LAB_SETTINGS)/overrides.json
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.notebooks
+$(VENV)/.test: $(VENV)/.site
 	@echo "Adding the tests' packages to $(VENV) (once)"
-	@$(PIP) --editable '.[notebooks,test]'
+	@$(PIP) --editable '.[notebooks,site,test]'
 	@touch $@
 
 $(VENV)/.site: $(VENV)/.notebooks
