@@ -9,11 +9,13 @@ import base64
 import contextlib
 import json
 import math
+import mmap
 import os
 import re
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llama3_scratch import huggingface, memory
 from llama3_scratch.config import Config, InputError, require, weight_shapes
@@ -86,14 +88,15 @@ def find(directory=None):
         "tokenizer.model and consolidated.00.pth, or with Hugging Face's config.json, safetensors "
         "and tokenizer.json; or a repository there, 'owner/name'; or 'tiny' or 'random'.",
     )
-    if _is_hugging_faces(folder):
+    if _settings(folder) == "config.json":
         return folder, huggingface.read_config(folder)
     return folder, Config.from_params(folder / "params.json")
 
 
-def _is_hugging_faces(folder):
-    there = [os.path.exists(folder / name) for name in ("config.json", "params.json")]
-    return there == [True, False]
+def _settings(folder):
+    """The file with the settings: Meta's, or Hugging Face's where only that is there."""
+    there = [os.path.exists(folder / name) for name in ("params.json", "config.json")]
+    return "config.json" if there == [False, True] else "params.json"
 
 
 def read_tokenizer(folder, config):
@@ -117,7 +120,8 @@ def read_tokenizer(folder, config):
     require(
         fits,
         f"{folder}: {source} has, with the special tokens, {tokenizer.vocab_size} tokens, but "
-        f"vocab_size is {config.vocab_size}: the two belong to different models.",
+        f"vocab_size in {_settings(folder)} is {config.vocab_size}: the two belong to different "
+        "models.",
     )
     return tokenizer
 
@@ -189,7 +193,7 @@ def _split_dim(name):
 
 def read_weights(folder, config):
     """A checkpoint's folder -> {Meta's name: tensor}, memory-mapped, checked against the config."""
-    if _is_hugging_faces(folder):
+    if _settings(folder) == "config.json":
         tensors = huggingface.read_weights(folder, config)
         _check(folder, "config.json", tensors, config)
         return OnDemand(tensors, huggingface.in_metas_order(tensors, config))
@@ -229,7 +233,12 @@ def _read_file(path):
             f"{path} is no file of weights: it starts with {start!r}, expected b'PK\\x03\\x04' "
             "(torch.save's zip format). Is it the pointer to a download, or an unfinished one?",
         )
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as error:
+            if "Cannot allocate memory" not in str(error):
+                raise
+            content = _load_unreserved(path)
     except InputError:
         raise
     except OSError as error:
@@ -252,6 +261,27 @@ def _read_file(path):
         f"{path} holds no dictionary of named, dense tensors. Is it a Llama checkpoint?",
     )
     return content
+
+
+def _load_unreserved(path):
+    """`torch.load`, mapped, of a file larger than this machine's memory and swap.
+
+    Linux refuses the usual mapping then, because whoever holds it might write everywhere, in memory
+    of his own. This one is the same without a claim to so much.
+    """
+    with FakeTensorMode():  # names, shapes, types, and where the numbers stand; these are not read
+        described = torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)  # named in Python 3.13
+        buffer = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def tensor(fake):
+        start = fake.untyped_storage()._checkpoint_offset
+        n = fake.untyped_storage().nbytes() // fake.itemsize
+        flat = torch.frombuffer(buffer, dtype=fake.dtype, count=n, offset=start)
+        return flat.as_strided(fake.shape, fake.stride(), fake.storage_offset())
+
+    return {name: tensor(fake) for name, fake in described.items()}
 
 
 def _is_plain(tensor):

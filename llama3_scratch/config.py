@@ -28,18 +28,24 @@ def require(condition, message):
         raise InputError(message)
 
 
+def short(value):
+    """How a value of a file is shown in a message: its beginning."""
+    return repr(value)[:99]
+
+
 def whole(name, value):
     """value as an int, if it is a whole number of any type (numpy's, a tensor's)."""
     try:
         return operator.index(value)
     except TypeError:
-        raise InputError(f"{name} is {value!r}: expected a whole number.") from None
+        raise InputError(f"{name} is {short(value)}: expected a whole number.") from None
 
 
 def _require_positive(name, value, kinds):
     kind = "a positive whole number" if kinds is int else "a positive number"
-    right = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 1e30
-    require(right, f"{name} is {repr(value)[:40]}: expected {kind}.")
+    most = 2**63 if isinstance(value, int) else 1e30  # a whole number has to fit into 64 bits
+    right = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < most
+    require(right, f"{name} is {short(value)}: expected {kind}.")
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,9 @@ class Config:
         scaling = self.rope_scaling
         require(
             scaling is None or isinstance(scaling, RopeScaling),
-            f"rope_scaling is {scaling!r}: expected a RopeScaling.",
+            f"rope_scaling is {short(scaling)}: expected a RopeScaling.",
         )
-        require(isinstance(tied, bool), f"tied_output is {tied!r}: expected true or false.")
+        require(isinstance(tied, bool), f"tied_output is {short(tied)}: expected true or false.")
         require(N % K == 0, f"n_heads is {N}: expected a multiple of n_kv_heads, which is {K}.")
         require(
             self.dim % (2 * N) == 0,
@@ -159,20 +165,22 @@ class Config:
         names = {field.name for field in fields(cls)}
         optional = {"ffn_dim_multiplier", "rope_scaling", "tied_output", "trained_length"}
         optional.add("use_scaled_rope")
-        faults = [f"\n  unknown key {key!r}" for key in params if key not in names | optional]
+        faults = [f"\n  unknown key {short(key)}" for key in params if key not in names | optional]
         faults += [f"\n  missing key {key!r}" for key in sorted(names - optional - params.keys())]
         require(not faults, f"{path} is not of a Llama 3 text model:{''.join(faults[:16])}")
         scaled, scaling = params.pop("use_scaled_rope", False), params.pop("rope_scaling", None)
         try:
             require(
-                isinstance(scaled, bool), f"use_scaled_rope is {scaled!r}: expected true or false."
+                isinstance(scaled, bool),
+                f"use_scaled_rope is {short(scaled)}: expected true or false.",
             )
             config = cls(**params)
             if scaling is not None:
                 names = [field.name for field in fields(RopeScaling)]
                 require(
                     isinstance(scaling, dict) and {"factor"} <= scaling.keys() <= set(names),
-                    f"rope_scaling is {scaling!r}: expected an object with {', '.join(names)}.",
+                    f"rope_scaling is {short(scaling)}: expected an object with "
+                    f"{', '.join(names)}.",
                 )
                 return replace(config, rope_scaling=RopeScaling(**scaling))
         except InputError as error:
@@ -217,7 +225,7 @@ def without_doubles(pairs):
     found = dict(pairs)
     if len(found) < len(pairs):
         name, times = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {name!r} stands there {times} times")
+        raise ValueError(f"the key {short(name)} stands there {times} times")
     return found
 
 

@@ -7,7 +7,6 @@ another order, because Hugging Face rotates element i with i + P where Meta rota
 (`permute` in transformers' convert_llama_weights_to_hf.py). It is undone here, and nowhere else.
 """
 
-import functools
 import json
 import operator
 import re
@@ -23,6 +22,7 @@ from llama3_scratch.config import (
     RopeScaling,
     read_json,
     require,
+    short,
     weight_shapes,
     whole,
     without_doubles,
@@ -89,16 +89,16 @@ def read_config(folder):
     rope = {"rope_theta": params.get("rope_theta", 10000.0)}
     for key in ("rope_scaling", "rope_parameters"):  # transformers up to 4, and from 5 on
         entry = params.get(key) or {}
-        require(isinstance(entry, dict), f"{path}: {key} is {entry!r}: expected an object.")
+        require(isinstance(entry, dict), f"{path}: {key} is {short(entry)}: expected an object.")
         rope |= entry
     kind, said = rope.get("rope_type", rope.get("type", "default")), rope | params
-    faults = [f"\n  {key} is {str(said[key])[:99]!r}: expected {right!r}"
+    faults = [f"\n  {key} is {short(said[key])}: expected {right!r}"
               for key, right in FIXED.items() if said.get(key, right) != right]  # fmt: skip
     found = params.get("architectures") or ["LlamaForCausalLM"]
     if not isinstance(found, list) or "LlamaForCausalLM" not in found:
-        faults.append(f"\n  architectures is {found!r}: expected ['LlamaForCausalLM']")
+        faults.append(f"\n  architectures is {short(found)}: expected ['LlamaForCausalLM']")
     if kind not in ("default", "llama3"):
-        faults.append(f"\n  the type of RoPE is {kind!r}: expected 'default' or 'llama3'")
+        faults.append(f"\n  the type of RoPE is {short(kind)}: expected 'default' or 'llama3'")
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
               "intermediate_size", "rms_norm_eps")  # fmt: skip
     faults += [f"\n  missing key {key!r}" for key in needed if key not in params]
@@ -106,10 +106,10 @@ def read_config(folder):
     D, N, F = (params[key] for key in ("hidden_size", "num_attention_heads", "intermediate_size"))
     for key, value in (("hidden_size", D), ("num_attention_heads", N), ("intermediate_size", F)):
         right = isinstance(value, int) and 0 < value < 2**31
-        require(right, f"{path}: {key} is {value!r}: expected a positive whole number.")
+        require(right, f"{path}: {key} is {short(value)}: expected a positive whole number.")
     H, K = params.get("head_dim"), params.get("num_key_value_heads")
     fits = H is None or isinstance(H, int) and H * N == D
-    require(fits, f"{path}: head_dim is {H!r}: expected hidden_size / heads, {D} / {N}.")
+    require(fits, f"{path}: head_dim is {short(H)}: expected hidden_size / heads, {D} / {N}.")
     try:
         scaling = RopeScaling(
             rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"],
@@ -142,8 +142,7 @@ def _feed_forward(D, F):
 def read_weights(folder, config):
     """The safetensors of a folder -> {Meta's name: tensor}, memory-mapped.
 
-    Query and key rows are put in Meta's order when they are first asked for, and then kept; no
-    other tensor takes memory of its own. Raises `InputError`.
+    No tensor takes memory of its own, here; see `in_metas_order`. Raises `InputError`.
     """
     folder = Path(folder)
     listed = _listed(folder)
@@ -151,29 +150,36 @@ def read_weights(folder, config):
     found, where = {}, {}
     for file in sorted(set(listed.values())) or [SINGLE]:
         for name, tensor in _read_file(folder / file).items():
-            require(name not in where, f"{folder}: {name} stands in {where.get(name)} and {file}.")
+            twice = f"{folder}: {short(name)} stands in {where.get(name)} and {file}."
+            require(name not in where, twice)
             wrong = listed and listed.get(name) != file
-            require(not wrong, f"{folder / file} has {name[:99]!r}: {INDEX} does not say so.")
+            require(not wrong, f"{folder / file} has {short(name)}: {INDEX} does not say so.")
             where[name] = file
             if not name.endswith("rotary_emb.inv_freq"):  # old files have it; ours is computed
                 # Meta's own name would stand for rows in another order: it is as strange as any
                 found[names.get(name, f"{name} of {file}")] = tensor
-    missing = [name for name in listed if name not in where]
-    require(not missing, f"{folder}: {INDEX} names {missing[:1]}, but the file is without it.")
+    missing = [short(name) for name in listed if name not in where]
+    require(not missing, f"{folder}: {INDEX} names {''.join(missing[:1])}: the file is without.")
     return found
 
 
 def in_metas_order(found, config):
-    """{Meta's name: tensor as Hugging Face has it} -> a function: name -> tensor as Meta has it."""
+    """{Meta's name: tensor as Hugging Face has it} -> a function: name -> tensor as Meta has it.
 
-    @functools.cache
-    def turned(name):
-        halves = found[name].unflatten(0, (-1, 2, config.head_dim // 2))  # [N, 2, P, D]
-        return halves.transpose(1, 2).reshape(found[name].shape)  # pairs of neighbours: [N H, D]
+    What is asked for twice is kept: a loop over tokens does not wait for it again, and whoever goes
+    through the weights once (the first token, a copy to a GPU, a check) does not fill the memory.
+    """
+    asked, kept = set(), {}
 
     def tensor(name):
-        split = name.endswith(("attention.wq.weight", "attention.wk.weight"))
-        return turned(name) if split else found[name]
+        if name in kept or not name.endswith(("attention.wq.weight", "attention.wk.weight")):
+            return kept.get(name, found[name])
+        halves = found[name].unflatten(0, (-1, 2, config.head_dim // 2))  # [N, 2, P, D]
+        turned = halves.transpose(1, 2).reshape(found[name].shape)  # pairs of neighbours: [N H, D]
+        if name in asked:
+            kept[name] = turned
+        asked.add(name)
+        return turned
 
     return tensor
 
@@ -219,7 +225,7 @@ def _read_file(path):
                 raise ValueError(f"a header of {length:,} bytes")
             header = json.loads(file.read(length), object_pairs_hook=without_doubles)
         kinds = {name: header[name]["dtype"] for name in header if name != "__metadata__"}
-        odd = [f"{name[:99]} is {kind}" for name, kind in kinds.items() if kind not in TYPES]
+        odd = [f"{name[:99]} is {short(kind)}" for name, kind in kinds.items() if kind not in TYPES]
         require(
             not odd,
             f"{path}: {''.join(odd[:1])}, and so are {len(odd) - 1} others; expected one of "
@@ -268,7 +274,7 @@ def read_tokenizer(folder):
     try:
         for token, rank in sorted(vocabulary, key=operator.itemgetter(1)):
             right = type(rank) is int and rank == len(ranks)
-            require(right, f"{path}: a token has the id {rank!r}: expected {len(ranks)}.")
+            require(right, f"{path}: a token has the id {short(rank)}: expected {len(ranks)}.")
             ranks[bytes(byte_of[character] for character in token)] = rank
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: a token or its id is not Llama 3's ({error}).") from None
@@ -277,7 +283,7 @@ def read_tokenizer(folder):
     ids = {name: len(ranks) + i for names in NAMED.values() for i, name in names.items()}
     for token, name in special.items():
         right = ids.get(name, token)
-        require(token == right, f"{path}: {name} has the id {token!r}: expected {right}.")
+        require(token == right, f"{path}: {name} has the id {short(token)}: expected {right}.")
     for release, names in NAMED.items():
         expected = {len(ranks) + i: names.get(i, "<|reserved") for i in range(N_SPECIAL)}
         if special.keys() == expected.keys() and all(
@@ -308,11 +314,8 @@ class OtherTokenizer:
             import tokenizers
         except ImportError:
             raise InputError("pip install tokenizers: it runs this model's tokenizer.") from None
-        path = Path(folder) / "tokenizer.json"
-        try:
-            self._inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package has no kind of its own
-            raise InputError(f"{path} is no tokenizer: {str(error)[:200]}") from None
+        self._path = path = Path(folder) / "tokenizer.json"
+        self._inner = self._run(tokenizers.Tokenizer.from_file, str(path))
         self._inner.no_padding(), self._inner.no_truncation()
         self._inner.encode_special_tokens = True  # a special token's name in a text is text
         ids = self._inner.get_vocab().values()
@@ -323,21 +326,30 @@ class OtherTokenizer:
                 stops += stop if isinstance(stop, list) else [stop]
         self.stop_ids = frozenset(whole("eos_token_id", stop) for stop in stops if stop is not None)
 
+    def _run(self, function, *arguments, **settings):
+        try:
+            return function(*arguments, **settings)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # no kind of its own, and its panics are no Exception
+            text = f"{self._path} is no tokenizer that works: {str(error)[:200]}"
+            raise InputError(text) from None
+
     def encode(self, text, bos=True):
         """Text -> ids, with what the tokenizer puts around a text unless `bos` is false."""
         require(isinstance(text, str), f"the text is a {type(text).__name__}: expected a str.")
-        return self._inner.encode(text, add_special_tokens=bos).ids
+        return self._run(self._inner.encode, text, add_special_tokens=bos).ids
 
     def decode(self, ids):
         """Ids -> text."""
-        return self._inner.decode(list(map(int, ids)), skip_special_tokens=False)
+        return self._run(self._inner.decode, list(map(int, ids)), skip_special_tokens=False)
 
     def stream(self, ids):
         """Ids, one at a time -> text that continues a text, as soon as it is complete.
 
         At the beginning of a text some tokenizers drop the space before a word, so here is one.
         """
-        seen = self._inner.encode("a", add_special_tokens=False).ids
+        seen = self.encode("a", bos=False)
         shown = len(self.decode(seen))
         for token in ids:
             seen.append(token)

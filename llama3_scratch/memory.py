@@ -21,7 +21,10 @@ class Plan:
 
     way: str
     weights: int
-    copies: int  # of weights that are cast, reordered or streamed: the most at one time
+    copies: int  # of weights that are cast or streamed: the most at one time
+    kept: (
+        int  # of Hugging Face's query and key rows in Meta's order, in RAM from the second pass on
+    )
     cache: int
     activations: int
     ram: int  # that this process may still take
@@ -30,21 +33,24 @@ class Plan:
     @property
     def missing(self):
         """Bytes too few for what has to be in memory: 0 if it will run."""
-        whole = self.weights if self.way == "on the device" else 0
-        has = self.ram if self.gpu is None else int(GPU_SHARE * self.gpu)
-        return max(0, whole + self.copies + self.cache + self.activations - has)
+        needs = self.copies + self.cache + self.activations
+        if self.gpu is None:
+            return max(0, needs + self.kept - self.ram)
+        needs += self.weights if self.way == "on the device" else 0
+        return max(0, needs - int(GPU_SHARE * self.gpu), self.kept - self.ram)
 
     def __str__(self):
         """A line for each."""
         needs = {
             "weights": self.weights, "copies of weights, while they are used": self.copies,
-            "cache": self.cache, "activations": self.activations,
+            "query and key rows in Meta's order": self.kept, "cache": self.cache,
+            "activations": self.activations,
         }  # fmt: skip
-        lines = [f"needs  {size / 1e9:9.3f} GB  {what}" for what, size in needs.items()]
+        lines = [f"needs  {size / 1e9:9.3f} GB  {what}" for what, size in needs.items() if size]
         lines.append(f"has    {self.ram / 1e9:9.3f} GB  memory (RAM) to spare")
         if self.gpu is not None:
             lines.append(f"has    {self.gpu / 1e9:9.3f} GB  memory of the device to spare")
-        fits = self.weights + self.copies + self.cache + self.activations <= self.ram
+        fits = sum(needs.values()) <= self.ram
         how = {
             "on the device": "everything is copied to the device, once",
             "streamed": "layer after layer is copied to the device when it is its turn",
@@ -58,30 +64,31 @@ class Plan:
 
 
 def plan(
-    config, dtype=torch.bfloat16, device="cpu", tokens=17, context=256, batch=1, stored=None
+    config, dtype=torch.bfloat16, device="cpu", tokens=17, context=256, batch=1, stored=None,
+    reordered=False,
 ):  # fmt: skip
     """What `forward` needs and will find -> Plan. Nothing is read, nothing allocated.
 
     dtype: the type to compute in; stored: that of the files (None: the same). tokens, context:
-    T at once, S positions in all, of each text of the batch.
+    T at once, S positions in all, of each text of the batch. reordered: whether the files are
+    Hugging Face's, of which the query and key rows are kept in Meta's order.
     """
-    size, device = dtype.itemsize, torch.device(device)
-    K, H, D, V = config.n_kv_heads, config.head_dim, config.dim, config.vocab_size
+    size, device, stored = dtype.itemsize, torch.device(device), stored or dtype
+    L, D, V, K, H = (config.sizes[letter] for letter in "LDVKH")
     shapes = weight_shapes(config)
     layer = sum(math.prod(s) for name, s in shapes.items() if name.startswith("layers.0."))
     largest = size * max(layer, V * D)
     weights = size * config.n_parameters
-    cache = 2 * batch * config.n_layers * K * H * context * size
+    cache = 2 * batch * L * K * H * context * size
     inner = activations(config, size, tokens, context, batch)
     gpu = spare_on(device) if device.type == "cuda" else None
     way, copies = "on the device", 0
     if device.type == "cpu":
-        cast = stored not in (None, dtype)
-        # without a cast it is query and key rows alone, and only of Hugging Face's files
-        way, copies = "memory-mapped", largest if cast else size * (D + K * H) * D
+        way, copies = "memory-mapped", largest if stored != dtype else 0
     elif gpu is not None and weights + cache + inner > GPU_SHARE * gpu:
         way, copies = "streamed", largest
-    return Plan(way, weights, copies, cache, inner, spare_ram(), gpu)
+    kept = stored.itemsize * L * (D + K * H) * D if reordered and way != "on the device" else 0
+    return Plan(way, weights, copies, kept, cache, inner, spare_ram(), gpu)
 
 
 def activations(config, size, T, S, batch=1):
@@ -89,11 +96,12 @@ def activations(config, size, T, S, batch=1):
 
     size: of one number, in bytes. Three places compete: the scores of all heads (`attend` holds
     them three times in the weights' type and once more in float32, twice if that is another type,
-    beside the repeated keys and values), the feed-forward's F columns, the logits.
+    beside the repeated keys and values, of which a batch needs one copy more to multiply), the
+    feed-forward's F columns, the logits.
     """
     D, F, N, H, V = config.dim, config.ffn_dim, config.n_heads, config.head_dim, config.vocab_size
     cast = size != 4
-    scores = N * T * S * (3 * size + 4 + 4 * cast) + 2 * N * S * H * size
+    scores = N * T * S * (3 * size + 4 + 4 * cast) + (2 + (batch > 1)) * N * S * H * size
     widest = max(scores, 4 * T * F * size, T * V * (4 + size * cast))
     return batch * (8 * T * D * size + widest) + T * S * (5 + size)  # and the mask
 

@@ -78,6 +78,11 @@ WRONG = {
         ("numbers, not bytes", lambda c, n, size: c.n_parameters + of_cache(c, n)),
         ("2 bytes are typed in", lambda c, n, size: 2 * (c.n_parameters + of_cache(c, n))),
         ("these are gigabytes", lambda c, n, size: (c.n_parameters + of_cache(c, n)) * size / 1e9),
+        ("these are GiB", lambda c, n, size: (c.n_parameters + of_cache(c, n)) * size / 1024**3),
+        ("that of the longest text", lambda c, n, size: size * (
+            c.n_parameters + of_cache(c, c.context_length))),
+        ("counted as one number", lambda c, n, size: size * (
+            c.n_parameters + 2 * c.n_layers * n * c.n_kv_heads)),
         ("this is the cache", lambda c, n, size: size * of_cache(c, n)),
     ],
     check.join_shards: [
@@ -94,6 +99,8 @@ WRONG = {
         ("w1 and w3 are joined by columns", lambda name, parts: joined(
             name, parts, ("wo", "feed_forward"))),
         ("as Llama 2 had it", lambda name, parts: joined(name, parts, ("wo", "w2", "tok"))),
+        ("the output matrix is joined", lambda name, parts: joined(
+            name, parts, ("wo", "w2", "output"))),
         ("the slices are added up", lambda name, parts: parts[0]
             if "norm" in name else torch.stack(parts).sum(0)),
         ("file 00 comes first", lambda name, parts: joined(name, list(reversed(parts)))),

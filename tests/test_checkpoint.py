@@ -75,6 +75,29 @@ def test_weights_are_memory_mapped(folder):
         assert any(start <= tensor.data_ptr() < stop for start, stop in spans)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone refuses")
+def test_a_file_larger_than_this_machines_memory(folder, monkeypatch):
+    """The same tensors, mapped, that may be written to without changing the file."""
+    usual = torch.load
+
+    def refused(path, mmap=False, **arguments):
+        if mmap:
+            raise RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)")
+        return usual(path, **arguments)
+
+    before = (folder / PTH).read_bytes()
+    monkeypatch.setattr(torch, "load", refused)
+    weights, _, _ = load(folder)
+    saved = make_weights(SMALL, torch.bfloat16)
+    assert weights.keys() == saved.keys()
+    assert all(torch.equal(weights[name], saved[name]) for name in saved)
+    with open("/proc/self/maps") as maps:
+        mapped = [line.split()[1] for line in maps if line.rstrip().endswith(str(folder / PTH))]
+    assert mapped == ["rw-p"]  # private
+    weights["norm.weight"].zero_()
+    assert (folder / PTH).read_bytes() == before
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype(folder, dtype):
     weights, config, _ = load(folder, dtype=dtype)

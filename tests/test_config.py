@@ -166,13 +166,13 @@ AROUND = {"__main__.py", "chat.py", "huggingface.py", "memory.py", "reference.py
 def test_the_line_budget():
     """model.py under 120 lines, all told; of code the files that the book derives, from config.py
     to watch.py, under 800; what stands around them (the command line, other people's files, this
-    machine's memory, Meta's code) under 750. Not counted: plots.py, tiny/, check/.
+    machine's memory, Meta's code) under 850. Not counted: plots.py, tiny/, check/.
     """
     files = sorted(Path(llama3_scratch.__file__).parent.glob("*.py"))
     lines = {path.name: lines_of_code(path) for path in files if path.name != "plots.py"}
     assert len(Path(model.__file__).read_text(encoding="utf-8").splitlines()) < 120
     assert sum(count for name, count in lines.items() if name not in AROUND) < 800
-    assert sum(lines[name] for name in AROUND) < 750
+    assert sum(lines[name] for name in AROUND) < 850
 
 
 def test_sizes_of_the_tests_differ():

@@ -56,6 +56,13 @@ def n_bytes(answer):
             lambda c, n, size: right(c, n, 2),
         "these are gigabytes. Asked for are bytes.":
             lambda c, n, size: right(c, n, size) / 1e9,
+        "these are GiB, 2**30 bytes each. Asked for are bytes.":
+            lambda c, n, size: right(c, n, size) / 2**30,
+        "the cache is that of the longest text, `config.context_length`. The argument `positions` "
+        "says how long this one is.":
+            lambda c, n, size: right(c, c.context_length, size),
+        "a key or value is counted as one number. It is a vector of H, `config.head_dim`.":
+            lambda c, n, size: (c.n_parameters + cache(c, n) // c.head_dim) * size,
         "the weights are missing; this is the cache.":
             lambda c, n, size: cache(c, n) * size,
     }  # fmt: skip
@@ -122,6 +129,9 @@ def join_shards(answer):
         "the embedding table is joined by columns, as Llama 2 had it. In Llama 3 each file has the "
         "rows of some tokens.":
             _join(("wo", "w2", "tok_embeddings"), ("wq", "wk", "wv", "w1", "w3", "output")),
+        "the output matrix is joined by columns. Each file has the rows of some tokens, as of the "
+        "embedding table.":
+            _join(("wo", "w2", "output"), ("wq", "wk", "wv", "w1", "w3", "tok_embeddings")),
         "the slices are added up. Their products with x would be; the slices stand side by side.":
             lambda name, parts: sum(parts) if parts[0].dim() == 2 else parts[0],
         "the slices are in the wrong order: file 00 comes first.": reverse,
