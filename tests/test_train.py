@@ -1,6 +1,5 @@
 """The training: its data, its loss, its steps, and that a killed run ends in the same bits."""
 
-import hashlib
 import json
 import math
 import xml.etree.ElementTree as ElementTree
@@ -161,8 +160,6 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing():
     assert [factor(0), factor(49), factor(99)] == [0.01, 0.5, 1.0]
     assert [factor(300), factor(500)] == [1.0, 1.0]
     assert [factor(750), factor(999)] == pytest.approx([0.5, 0.002])
-    again = partial(train.rate_factor, steps=1000, again=True)
-    assert [again(0), again(100), again(500), again(999)] == pytest.approx([0.01, 0.45, 0.25, 5e-4])
 
 
 def test_each_weight_has_one_optimizer_and_only_matrices_decay():
@@ -306,48 +303,6 @@ def test_rows_progress_and_rate_of_a_step_come_from_its_number(tmp_path, monkeyp
     assert steps == [(f, 0.01 * f, 0.003 * f, 0.003 * f) for f in factors]
 
 
-def test_a_second_run_starts_from_what_the_first_one_found(tmp_path, monkeypatch):
-    first, _ = run(tmp_path / "first", monkeypatch)
-    starts, progresses, factors = [], [], []
-    make, step = train.training_rows, train.train_step
-
-    def watched_rows(tokenizer, n_rows, length, seed, progress):
-        progresses.append(progress)
-        return make(tokenizer, n_rows, length, seed, progress)
-
-    def watched_step(weights, optimizers, ids, config, factor):
-        starts.append({name: tensor.detach().clone() for name, tensor in weights.items()})
-        factors.append(factor)
-        return step(weights, optimizers, ids, config, factor)
-
-    monkeypatch.setattr(train, "training_rows", watched_rows)
-    monkeypatch.setattr(train, "train_step", watched_step)
-    changed = {"start": str(tmp_path / "first"), "seed": 1}
-    _, files = run(tmp_path / "second", monkeypatch, **changed)
-    assert all(torch.equal(starts[0][name], first[name].bfloat16().float()) for name in first)
-    assert progresses == [1 + i / 6 for i in range(6)]
-    assert factors == [train.rate_factor(i, 6, again=True) for i in range(6)]
-    log = json.loads((tmp_path / "second" / "training.json").read_text())
-    bytes_of_first = (tmp_path / "first" / "consolidated.00.pth").read_bytes()
-    assert log["settings"]["start"] == hashlib.sha256(bytes_of_first).hexdigest()
-
-    def dying(weights, *rest):
-        if len(starts) == 6 + 4:
-            raise KeyboardInterrupt
-        return watched_step(weights, *rest)
-
-    monkeypatch.setattr(train, "train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(tmp_path / "killed", **SHORT | changed)
-    with pytest.raises(InputError, match="is of a run with.*'start'.*expected"):
-        train.train(tmp_path / "killed", **SHORT | {"seed": 1, "resume": True})
-    monkeypatch.setattr(train, "train_step", watched_step)
-    _, resumed = run(tmp_path / "killed", monkeypatch, resume=True, **changed)
-    assert resumed == files
-    with pytest.raises(InputError, match="has other sizes or another tokenizer"):
-        train.train(tmp_path / "misfit", **SHORT | {"start": "tiny"})
-
-
 def test_the_seed_decides_the_bytes(tmp_path, monkeypatch):
     _, one = run(tmp_path / "one", monkeypatch, steps=2)
     _, again = run(tmp_path / "a" / "longer name", monkeypatch, steps=2)
@@ -404,7 +359,7 @@ def test_the_command_line_passes_on_what_it_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "train", lambda **arguments: given.update(arguments))
     train.main(["--out", str(tmp_path), "--steps", "9", "--seed", "2", "--threads", "1"])
     assert given == {"out": str(tmp_path), "steps": 9, "rows": 4, "length": 256, "seed": 2,
-                     "start": None, "resume": False}  # fmt: skip
+                     "resume": False}  # fmt: skip
     assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
 
 

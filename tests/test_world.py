@@ -27,11 +27,6 @@ BY_KIND = {  # the first 16 digits
     "counting": "528c9c2eb287def2",
     "inverse facts": "f2d19383d0e1c14f",
     "held-out sum": "4f4044c296fe49a7",
-    "holders": "a93da040972943d9",
-    "pronoun needs": "e548b0bb65daabf6",
-    "neighbours": "556d4829a48acee5",
-    "restated": "6a4ea4250b312161",
-    "one inverse fact": "715c5ccbbac20cf1",
 }
 SKILLS = {
     "story": {
@@ -54,19 +49,6 @@ SKILLS = {
     "quotation": {"quotation", "42"},
     "needs": {"need", "pronoun", "pronoun name"},
     "counting": {"count"},
-    "holders": {
-        "where person",
-        "where thing",
-        "who has",
-        "what has",
-        "colour",
-        "pronoun",
-        "pronoun name",
-    },
-    "pronoun needs": {"need", "pronoun", "pronoun name"},
-    "neighbours": {"neighbour"},
-    "restated": {"restated"},
-    "one inverse fact": {"inverse fact"},
 }
 
 
@@ -293,37 +275,6 @@ def test_entropy_of_a_story_is_the_sum_of_its_steps(monkeypatch):
     assert check_entropy(backward, Few) == 36 * 2 + 36 * 6
 
 
-def test_entropy_of_neighbours(monkeypatch):
-    class Short(Scripted):
-        def choose(self, options, weights=None):
-            return super().choose([1, 2] if options == [3, 4, 5, 6] else options, weights)
-
-    monkeypatch.setattr(world, "LETTERS", ("A", "B", "C"))
-    monkeypatch.setattr(world, "MONTHS", world.MONTHS[:2])
-    n = 2 * (6 + 1 + 2)  # pairs of neighbours, either way
-    assert check_entropy(world.neighbours, Short) == n + n * n
-
-
-def test_entropy_of_restated_facts(monkeypatch):
-    """All its forms, in a world of few words."""
-    for name in ("COLOURS", "THINGS", "NEEDS"):
-        monkeypatch.setattr(world, name, getattr(world, name)[:2])
-    monkeypatch.setattr(world, "PEOPLE", ("Mia", "Ben", "Tom"))
-    monkeypatch.setattr(world, "SHE", ("Mia",))
-    monkeypatch.setattr(world, "HE", ("Ben", "Tom"))
-    monkeypatch.setattr(world, "COMPARED", world.COMPARED[:2])
-    few = [(people, values[:2], *rest) for people, values, *rest in world.RELATIONS[:2]]
-    monkeypatch.setattr(world, "RELATIONS", [*few, None])
-
-    class Few(Scripted):
-        def choose(self, options, weights=None):
-            return super().choose([2] if options == [2, 3, 4, 5] else options, weights)
-
-    relations, holders, needs = 2 * 6 * 2 * 2, 6 * 2 * 4 * 2, 6 * 2 * 2
-    by_pronoun, orders = 2**6, 2 * (6 * 2 + 6 * 2 * 2)
-    assert check_entropy(world.restated, Few) == relations + holders + needs + by_pronoun + orders
-
-
 def test_no_text_has_two_probabilities(many):
     nats = {}
     for one in many:
@@ -344,9 +295,9 @@ def test_nats_of_documents_include_the_kind():
 # ---- mixture ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.35, 1.0, 1.001, 1.65, 2.0])
+@pytest.mark.parametrize("progress", [0.0, 0.35, 1.0])
 def test_kinds_follow_the_mixture(progress):
-    shares = {kind: share for kind, share in world.mixture(progress).items() if share}
+    shares = world.mixture(progress)
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
     found = Counter(one.kind for one in islice(world.documents(1, progress), 6000))
     for kind, share in shares.items():
@@ -358,24 +309,6 @@ def test_mixture_moves_from_early_to_late():
     assert world.mixture(0) == world.mixture(0.2) == pytest.approx(world.EARLY)
     assert world.mixture(0.5) == world.mixture(1) == pytest.approx(world.LATE)
     assert world.EARLY["repeat"] > world.mixture(0.35)["repeat"] > world.LATE["repeat"]
-
-
-def test_a_second_run_goes_back_to_late():
-    def shares(progress):
-        return {kind: share for kind, share in world.mixture(progress).items() if share}
-
-    assert shares(1.01) == shares(1.5) == pytest.approx(world.AGAIN)
-    assert shares(1.8) == shares(2) == pytest.approx(world.LATE)
-    assert world.AGAIN["restated"] > world.mixture(1.65)["restated"] > 0
-
-
-def test_holders_are_asked_for():
-    """Of the questions in these stories most are for who has something; in the others few."""
-    shares = []
-    for kind in ("holders", "story"):
-        text = " ".join(one.text for one in some(kind, 300))
-        shares.append(text.count("Who has") / text.count("?"))
-    assert shares[0] > 0.5 > 0.25 > shares[1]
 
 
 def test_progress_may_change():
@@ -600,7 +533,7 @@ def reader_of_needs(text):
         if she != world.pronoun(who) or need != wants[state]:
             return False
     for who, need, she, state in re.findall(
-        r"(?<!does )\b([A-Z]\w+) wants ([\w ]+) because (\w+) is ([\w ]+)\.", text
+        r"(?<!does )\b([A-Z]\w+) wants ([\w ]+) because (\w+) is (\w+)\.", text
     ):
         states[who] = state
         if she != world.pronoun(who) or need != wants[state]:
@@ -609,7 +542,7 @@ def reader_of_needs(text):
         if she.lower() != world.pronoun(who) or need != wants[states[who]]:
             return False
     for who, need, she, state in re.findall(
-        r"Why does (\w+) want ([\w ]+)\? Because (\w+) is ([\w ]+)\.", text
+        r"Why does (\w+) want ([\w ]+)\? Because (\w+) is (\w+)\.", text
     ):
         if she != world.pronoun(who) or states[who] != state or need != wants[state]:
             return False
@@ -650,44 +583,6 @@ def reader_of_quotations(text):
     return set(lines) <= known and len(set(lines)) == len(lines)
 
 
-def reader_of_neighbours(text):
-    """Each answer is the next or the one before in the one list that has both words."""
-    lists = (world.DAYS, world.MONTHS, world.LETTERS)
-    pairs = {pair for items in lists for pair in pairwise(items)}
-    questions = re.findall(r"What comes (after|before) (\w+)\? (\w+)\.", text)
-    again = [f"What comes {way} {one}? {two}." for way, one, two in questions]
-    in_order = [(one, two) if way == "after" else (two, one) for way, one, two in questions]
-    return " ".join(again) == text and pairs.issuperset(in_order)
-
-
-def reader_of_restated(text):
-    """Each answer is the one person of whom the text says so; or who stands at an order's end."""
-    says = defaultdict(set)
-    first = re.match(r"(\w+) and (\w+) are ", text)
-    by = {world.pronoun(first[i]): first[i] for i in (1, 2)} if first else {}
-    for who, verb, what in re.findall(
-        r"(\w+) (is|has|likes|visits|fears|plays) (?:a )?([\w ]+?)(?: and|\.)",
-        text.split(" Who")[0],
-    ):
-        says[by.get(who.lower(), who), verb].add(what.split(" ")[-1])
-    if by:
-        who, what = re.search(r" and (she|he) is (\w+)\.", text).groups()
-        says[by[who], "is"].add(what)
-    above = re.findall(r"(\w+) is (\w+) than (\w+)", text)
-    for more, most, least in world.COMPARED if above else ():
-        if more == above[0][1]:
-            upper, lower = {high for high, _, _ in above}, {low for _, _, low in above}
-            says = defaultdict(set)
-            says[(upper - lower).pop(), "is"].add(most)
-            says[(lower - upper).pop(), "is"].add(least)
-    asked = re.findall(
-        r"Who (\w+) (?:a |the )?(\w+)\? The one who \1 (?:a |the )?\2 is (\w+)\.", text
-    )
-    right = [[who for who, v in says if v == verb and what in says[who, v]] == [answer]
-             for verb, what, answer in asked]  # fmt: skip
-    return len(right) == text.count("?") > 0 and all(right)
-
-
 READERS = {
     "story": reader_of_stories,
     "facts": reader_of_facts,
@@ -701,11 +596,6 @@ READERS = {
     "quotation": reader_of_quotations,
     "counting": reader_of_counts,
     "held-out sum": reader_of_sums,
-    "holders": reader_of_stories,
-    "pronoun needs": reader_of_needs,
-    "neighbours": reader_of_neighbours,
-    "restated": reader_of_restated,
-    "one inverse fact": reader_of_facts,
 }
 
 
@@ -736,7 +626,7 @@ def test_readers_notice_wrong_answers(kind):
                 noticed = True  # a person, thing or number that the text does not have
             assert noticed, (skill, right, wrong, one.text)
             tried += 1
-    assert tried >= 60
+    assert tried > 60
 
 
 def test_all_pronouns_occur():

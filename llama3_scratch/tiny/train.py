@@ -13,7 +13,6 @@ number of threads.
 """
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import math
@@ -182,13 +181,9 @@ def make_optimizers(weights):
     return [muon, torch.optim.AdamW(groups, lr=ADAM_RATE, betas=(0.9, 0.98))]
 
 
-def rate_factor(step, steps, again=False):
-    """By what the learning rates are multiplied: up for 100 steps, 1 up to half, then to 0.
-
-    In a run that starts from what an earlier one found: up for 100 steps to 1/2, then to 0.
-    """
-    falling = (1 - step / steps) / 2 if again else 2 * (1 - step / steps)
-    return min(1.0, (step + 1) / WARM_UP, falling)
+def rate_factor(step, steps):
+    """By what the learning rates are multiplied: up for 100 steps, 1 up to half, then to 0."""
+    return min(1.0, (step + 1) / WARM_UP, 2 * (1 - step / steps))
 
 
 def train_step(weights, optimizers, ids, config, factor):
@@ -207,24 +202,18 @@ def train_step(weights, optimizers, ids, config, factor):
 # --- A run ----------------------------------------------------------------------------------------
 
 
-def train(
-    out, steps, rows=4, length=256, seed=0, config=CONFIG, start=None, resume=False, every=250
-):
+def train(out, steps, rows=4, length=256, seed=0, config=CONFIG, resume=False, every=250):
     """Train; write the checkpoint, `loss.svg` and `training.json` into the folder `out` -> log.
 
-    rows R and length T of a step. start: the folder of a checkpoint that an earlier run made; its
-    weights are gone on from, with new optimizers, in a second run (see `world.mixture`; give it
-    another seed, so that it reads other text). After each `every` steps the held-out loss is
-    measured and the state saved. With `resume` a saved state is gone on from; without, one that
-    lies there is an error.
+    rows R and length T of a step. After each `every` steps the held-out loss is measured and the
+    state saved. With `resume` a saved state is gone on from; without, one that lies there is an
+    error.
     """
     settings = {"steps": steps, "rows": rows, "length": length, "seed": seed}
     settings["params"] = config.to_params()
     tokenizer = make_tokenizer(config.vocab_size - N_SPECIAL)
     validation = Validation(tokenizer, config)
     weights = start_weights(config, seed)
-    if start:
-        settings["start"] = load_start(start, weights, config, tokenizer)
     optimizers = make_optimizers(weights)
     losses = torch.zeros(steps, 2)  # of each step: loss, floor
     log = {"settings": settings, "step": 0, "held_out_floor": validation.floor, "held_out": []}
@@ -237,9 +226,8 @@ def train(
     log.setdefault("sessions", []).append(session | versions())
     started = time.monotonic()
     for step in range(log["step"], steps):
-        progress = step / steps + bool(start)
-        ids, floor = training_rows(tokenizer, rows, length, seed * SEED_STRIDE + step, progress)
-        loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps, bool(start)))
+        ids, floor = training_rows(tokenizer, rows, length, seed * SEED_STRIDE + step, step / steps)
+        loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps))
         require(math.isfinite(loss), f"step {step}: the loss is {loss}. Lower the learning rates.")
         losses[step] = torch.tensor([loss, floor])
         log["step"] = step + 1
@@ -260,17 +248,6 @@ def train(
     draw_losses(log, Path(out) / "loss.svg")
     path.unlink()
     return log
-
-
-def load_start(start, weights, config, tokenizer):
-    """Fill the weights from a checkpoint -> the SHA-256 of its file. Raises `InputError`."""
-    found, its_config, its_tokenizer = checkpoint.load(start, dtype=torch.float32)
-    fits = its_config == config and its_tokenizer.ranks == tokenizer.ranks
-    require(fits, f"{start} has other sizes or another tokenizer: expected a run of this file's.")
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            tensor.copy_(found[name])
-    return hashlib.sha256((Path(start) / "consolidated.00.pth").read_bytes()).hexdigest()
 
 
 def save_state(path, log, weights, optimizers, losses):
@@ -363,7 +340,6 @@ def main(arguments=None):
     parser.add_argument("--length", type=int, default=256, help="predicted tokens of a row")
     parser.add_argument("--seed", type=int, default=0, help="of the start and of the text")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
-    parser.add_argument("--start", help="folder of a checkpoint to go on from, in a second run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     given = vars(parser.parse_args(arguments))
     try:

@@ -290,11 +290,8 @@ class Scene:
                                  f" {other} thanks[pronoun| {him}]."])
             draft.say(f"{name} {verb} the {mine} to {other}.{tail}")
 
-    def ask(self, asked: list[str], holders: bool = False) -> None:
-        """Ask, and answer, what the text tells; not what was `asked` since the last event.
-
-        With `holders` who holds what is asked for as long as there is something of that kind left.
-        """
+    def ask(self, asked: list[str]) -> None:
+        """Ask, and answer, what the text tells; not what was `asked` since the last event."""
         known = [f"Where is {who}? {who} is in the[where person| {place}]."
                  for who, place in self.place.items()]
         for thing, who in self.holder.items():
@@ -308,17 +305,12 @@ class Scene:
             known.append(f"What colour is the {thing}? The {thing} is"
                          f"[colour| {self.colour[thing]}].")
         left = [question for question in known if question not in asked]
-        who_has = [question for question in left if question.startswith("Who has")]
-        left = who_has if holders and who_has else left
         asked.append(self.draft.choose(left))
         self.draft.say(asked[-1])
 
 
-def story(draft: Draft, holders: bool = False) -> None:
-    """People and things move; questions in between. Things never move without being named.
-
-    With `holders` the questions are for the people who hold them.
-    """
+def story(draft: Draft) -> None:
+    """People and things move; questions in between. Things never move without being named."""
     scene = Scene(draft)
     scene.open()
     rounds = draft.choose([1, 2, 3], [3, 5, 2])
@@ -327,70 +319,30 @@ def story(draft: Draft, holders: bool = False) -> None:
             scene.event()
         asked = []
         for _ in range(draft.choose([1, 2]) if rounds < 3 else 1):
-            scene.ask(asked, holders)
+            scene.ask(asked)
 
 
-def facts(draft: Draft, inverse: bool = False, once: bool = False) -> None:
+def facts(draft: Draft, inverse: bool = False) -> None:
     """One relation between two to five subjects and values, asked for from both sides.
 
     The first question is for a value. With `inverse` there are two or three pairs and every subject
-    is asked for, no value: *Who likes tea?* is the hardest look-up, and easier among few. With
-    `once` one subject of two to five is asked for, so that nothing can be told by what is left.
+    is asked for, no value: *Who likes tea?* is the hardest look-up, and easier among few.
     """
     subjects, values, subject, verb, ask_value, ask_subject = draft.choose(RELATIONS)
-    count = draft.choose([2, 3] if inverse and not once else [2, 3, 4, 5])
+    count = draft.choose([2, 3] if inverse else [2, 3, 4, 5])
     pairs = list(zip(draft.some(subjects, count), draft.some(values, count), strict=True))
     for who, what in pairs:
         draft.say(f"{subject}{verb} {what}.".format(who=who))
     forward = f"{ask_value} {subject}{verb}[fact| {{what}}]."
     backward = f"{ask_subject}[inverse fact| {subject}]{verb} {{what}}."
     questions = draft.some([(backward if inverse else forward, pair) for pair in pairs],
-                           count if inverse and not once else 1)
+                           count if inverse else 1)
     if not inverse:
         left = [(text, pair) for text in (forward, backward) for pair in pairs]
         left.remove(questions[0])
         questions += draft.some(left, draft.choose([1, 2, 3]))
     for text, (who, what) in questions:
         draft.say(text.format(who=who, what=what))
-
-
-def restated(draft: Draft) -> None:
-    """Two to five facts, then for one of them, or two, who it is of.
-
-    The answer says the question's words again, so that the word asked with stands near it: *Who
-    likes tea? The one who likes tea is Mia.*
-    """
-    form = draft.choose(["relation", "holder", "need", "pronoun", "comparison"], [6, 2, 1, 2, 2])
-    count, asked = draft.choose([2, 3, 4, 5]), []
-    if form == "pronoun":
-        pair = draft.some([draft.choose(SHE), draft.choose(HE)], 2)
-        draft.say(f"{pair[0]} and {pair[1]} are {draft.choose(['at home', 'friends'])}.")
-        pair = draft.some(pair, 2)
-        (one, _), (other, _) = draft.some(NEEDS, 2)
-        draft.say(f"{pronoun(pair[0]).capitalize()} is {one} and {pronoun(pair[1])} is {other}.")
-        asked = [(pair[0], f"is {one}"), (pair[1], f"is {other}")]
-    elif form == "comparison":
-        more, most, least = draft.choose(COMPARED)
-        order = draft.some(PEOPLE, draft.choose([2, 3]))
-        steps = list(zip(order[:-1], order[1:], strict=True))
-        for high, low in draft.some(steps, len(steps)):
-            draft.say(f"{high} is {more} than {low}.")
-        asked = [(order[0], f"is {most}"), (order[-1], f"is {least}")]
-    else:
-        people = draft.some(PEOPLE, count)
-        if form == "relation":
-            _, values, _, verb, _, _ = draft.choose(RELATIONS[:-1])
-            says = [(f"{verb[1:]} {what}",) * 2 for what in draft.some(values, count)]
-        elif form == "need":
-            says = [(f"is {state}",) * 2 for state, _ in draft.some(NEEDS, count)]
-        else:
-            says = [(f"has a {draft.choose(COLOURS)} {thing}", f"has the {thing}")
-                    for thing in draft.some(THINGS, count)]
-        for who, (fact, again) in zip(people, says, strict=True):
-            draft.say(f"{who} {fact}.")
-            asked.append((who, again))
-    for who, again in draft.some(asked, 2 if len(asked) > 3 else 1):
-        draft.say(f"Who {again}? The one who {again} is[restated| {who}].")
 
 
 def sums(draft: Draft, held: bool = False) -> None:
@@ -454,16 +406,6 @@ def series(draft: Draft) -> None:
         draft.say(f"{way} {row[0]} to {row[-1]}{by}:[series| {' '.join(row)}].")
 
 
-def neighbours(draft: Draft) -> None:
-    """What comes right after or before a day, a month, a letter."""
-    for _ in range(draft.choose([3, 4, 5, 6])):
-        items = draft.choose([DAYS, MONTHS, LETTERS])
-        at = draft.choose(range(len(items) - 1))
-        where, one, other = draft.choose([("after", *items[at:at + 2]),
-                                          ("before", *items[at:at + 2][::-1])])
-        draft.say(f"What comes {where} {one}?[neighbour| {other}].")
-
-
 def quotation(draft: Draft) -> None:
     """One to three quotations, a line each; two words tell each one from all the others.
 
@@ -478,9 +420,9 @@ def quotation(draft: Draft) -> None:
         draft.say(f"{one} {two}[quotation| {rest}]", before="\n")
 
 
-def needs(draft: Draft, always_by_pronoun: bool = False) -> None:
-    """What people feel and therefore want; half of the time, or always, told of `she` and `he`."""
-    by_pronoun = always_by_pronoun or draft.maybe(0.5)
+def needs(draft: Draft) -> None:
+    """What people feel and therefore want; half of the time told of `she` and `he` alone."""
+    by_pronoun = draft.maybe(0.5)
     if by_pronoun:
         people = draft.some([draft.choose(SHE), draft.choose(HE)], 2)
         draft.say(f"{people[0]} and {people[1]} are {draft.choose(['at home', 'friends'])}.")
@@ -542,41 +484,23 @@ WRITERS = {"story": story, "facts": facts, "sum": sums, "comparison": comparison
            "capitals": capitals, "repeat": repeat, "series": series, "quotation": quotation,
            "needs": needs, "counting": counting,
            "inverse facts": lambda draft: facts(draft, inverse=True),
-           "held-out sum": lambda draft: sums(draft, held=True),
-           "holders": lambda draft: story(draft, holders=True),
-           "pronoun needs": lambda draft: needs(draft, always_by_pronoun=True),
-           "neighbours": neighbours, "restated": restated,
-           "one inverse fact": lambda draft: facts(draft, inverse=True, once=True)}
+           "held-out sum": lambda draft: sums(draft, held=True)}
 EARLY = {"story": 0.10, "facts": 0.10, "inverse facts": 0.30, "sum": 0.05, "comparison": 0.05,
          "capitals": 0.02, "repeat": 0.26, "series": 0.02, "quotation": 0.02, "needs": 0.05,
          "counting": 0.03}
 LATE = {"story": 0.29, "facts": 0.11, "inverse facts": 0.10, "sum": 0.13, "comparison": 0.08,
         "capitals": 0.03, "repeat": 0.06, "series": 0.03, "quotation": 0.03, "needs": 0.07,
         "counting": 0.07}
-AGAIN = {"story": 0.07, "facts": 0.03, "sum": 0.05, "comparison": 0.07, "capitals": 0.01,
-         "repeat": 0.06, "series": 0.03, "quotation": 0.02, "needs": 0.02, "counting": 0.03,
-         "holders": 0.08, "pronoun needs": 0.06, "neighbours": 0.03, "restated": 0.30,
-         "one inverse fact": 0.14}
 
 
 def mixture(progress: float) -> dict[str, float]:
     """Shares of documents by kind when this part of training (0 to 1) is done.
 
     Many repeats early, because copying heads form from them, and many questions that look back;
-    EARLY up to 0.2, then little by little to LATE, which holds from 0.5 to 1.
-    A second run (1 to 2) has AGAIN up to 1.5: many questions of the kinds that the first one leaves
-    half learned, *Who likes tea?*, where the answer stands in the text before the word asked with,
-    and must be given right after the question mark; and easier ones beside them: answers that say
-    the question's words again (`restated`), and answers from memory right after the mark
-    (`neighbours`). Then, little by little, it comes back to LATE, which holds from 1.8 on.
+    EARLY up to 0.2, then little by little to LATE, which holds from 0.5 on.
     """
-    if progress <= 1:
-        first, second, done = EARLY, LATE, (progress - 0.2) / 0.3
-    else:
-        first, second, done = AGAIN, LATE, (progress - 1.5) / 0.3
-    late = min(max(done, 0.0), 1.0)
-    return {kind: (1 - late) * first.get(kind, 0.0) + late * second.get(kind, 0.0)
-            for kind in second | first}
+    late = min(max((progress - 0.2) / 0.3, 0.0), 1.0)
+    return {kind: (1 - late) * EARLY[kind] + late * LATE[kind] for kind in LATE}
 
 
 def document(random: Callable[[], float], kind: str) -> Document:
