@@ -4,9 +4,9 @@ Sizes come from `PRESETS["Llama-3-8B"]`, data from the tiny model that comes wit
 from Llama 3's own tokenizer (package llama-models). The same files give the same bytes on every
 machine: the model is computed in float64, and what is written is rounded.
 
-A figure stands on a light card of its own, as the pictures of `plots.py` do, and so reads the same
-on a light and on a dark page: pages switch their theme themselves, and an image cannot see it. A
-thing has one colour in all figures (`STREAM` to `NORM`). Text is text; letters stand for the sizes,
+A figure stands on a light card of its own, as the pictures of `plots.py` do: pages switch their
+theme themselves, and an image cannot see it. On the site's dark pages a style turns its lightness
+round and keeps its hues, so no text in a figure may speak of dark or light. A thing has one colour in all figures (`STREAM` to `NORM`). Text is text; letters stand for the sizes,
 with the numbers of Llama 3 8B beside them.
 """
 
@@ -473,7 +473,7 @@ def attention_head():
         arrow((v + 33, low - 18), (v + 124, low - 18), (v + 124, end), (v + 82, end)),
         matrix(v, end + 48, "output", INK, 30),
         lines(q - side / 2, end + 68, "A row is the token that looks, a column",
-              "the token looked at. Darker is more.",
+              "the token looked at; full colour is much.",
               f"From the tiny model, {data['head']}.", fill=MUTED, anchor="start"),
     ]  # fmt: skip
 

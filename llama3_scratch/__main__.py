@@ -6,11 +6,22 @@ import os
 import sys
 import textwrap
 
-from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
+from llama3_scratch import (
+    PROMPT,
+    InputError,
+    checkpoint,
+    generate,
+    load,
+    memory,
+    model,
+    shape,
+    watch,
+)
 from llama3_scratch.chat import chat
 from llama3_scratch.checkpoint import DTYPES
 from llama3_scratch.verify import checks
 
+LARGE = 500_000_000  # parameters, from which on it is said what a checkpoint needs
 INDENT = {"initial_indent": "  ", "subsequent_indent": "  ", "break_long_words": False}
 WHERE = (
     "Without --checkpoint the environment variable LLAMA3_CHECKPOINT names one; without that it is "
@@ -89,9 +100,27 @@ def print_stages(seen, config, tokenizer):
         print(f"  {tokenizer.decode([token])!r:14} {token:>7}  {probability:.4f}")
 
 
+def loaded(args):
+    """`load`, as the arguments say; of a large checkpoint the plan is printed first, on stderr.
+
+    A pass that takes long shows the layer that it is at. Raises `InputError`.
+    """
+    device, dtype = checkpoint.usable(args.device), DTYPES.get(args.dtype)
+    folder, config = checkpoint.find(args.checkpoint)
+    if config.n_parameters > LARGE:
+        stored = checkpoint.read_weights(folder, config)["norm.weight"].dtype
+        plan = memory.plan(
+            config, dtype or stored, device, context=256 + args.max_new, stored=stored,
+            reordered=not (folder / "params.json").exists(),
+        )  # fmt: skip
+        print(plan, end="\n\n", file=sys.stderr, flush=True)
+    weights, config, tokenizer = load(args.checkpoint, dtype, device)
+    return memory.with_progress(weights, config.n_layers), config, tokenizer
+
+
 def run(args):
     """Do what the arguments say; raises `InputError`."""
-    weights, config, tokenizer = load(args.checkpoint, DTYPES.get(args.dtype), args.device)
+    weights, config, tokenizer = loaded(args)
     tokens = tokenizer.encode(args.prompt)
     new = generate(
         weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
@@ -114,8 +143,8 @@ def run(args):
 def run_chat(args):
     """Talk as the arguments say; raises `InputError`."""
     chat(
-        *load(args.checkpoint, DTYPES.get(args.dtype), args.device), system=args.system,
-        max_new=args.max_new, temperature=args.temperature, top_p=args.top_p, seed=args.seed,
+        *loaded(args), system=args.system, max_new=args.max_new, temperature=args.temperature,
+        top_p=args.top_p, seed=args.seed,
     )  # fmt: skip
 
 

@@ -45,16 +45,12 @@ def load(directory=None, dtype=None, device=None):
     too small for all of them they are copied there when used (`memory.plan`). Unpickling is
     restricted to tensors (`weights_only=True`). Raises `InputError`.
     """
+    device = usable(device)
     folder, config = find(directory)
-    device = torch.get_default_device() if device is None else device
     types = ", ".join(DTYPES)
     require(
         dtype in (None, *DTYPES.values()), f"dtype is {dtype}: expected one of torch's {types}."
     )
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise InputError(f"device {device} cannot be used here: {_first_line(error)}") from None
     tokenizer = read_tokenizer(folder, config)
     stored = read_weights(folder, config)
     if _name(directory) == "random":
@@ -70,6 +66,16 @@ def load(directory=None, dtype=None, device=None):
     if config.tied_output:
         moved["output.weight"] = moved["tok_embeddings.weight"]
     return moved, config, tokenizer
+
+
+def usable(device=None):
+    """A device, None for torch's default -> the device, tried. Raises `InputError`."""
+    device = torch.get_default_device() if device is None else device
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"device {device} cannot be used here: {_first_line(error)}") from None
+    return device
 
 
 def _name(directory):

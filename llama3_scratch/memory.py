@@ -22,9 +22,7 @@ class Plan:
     way: str
     weights: int
     copies: int  # of weights that are cast or streamed: the most at one time
-    kept: (
-        int  # of Hugging Face's query and key rows in Meta's order, in RAM from the second pass on
-    )
+    kept: int  # of Hugging Face's query and key rows in Meta's order, in RAM from the second pass
     cache: int
     activations: int
     ram: int  # that this process may still take

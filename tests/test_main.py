@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -155,3 +156,16 @@ def test_only_tokens_when_nothing_is_to_be_chosen(capsys):
     assert main(["--max-new", "0"]) == 0
     shown = capsys.readouterr().out
     assert "17 tokens" in shown and shown.endswith(f"\n{PROMPT}\n")
+
+
+def test_of_a_large_checkpoint_it_is_said_first_what_it_needs(monkeypatch, capsys):
+    """And of a small one, the control, nothing; a device that is not there is still one message."""
+    assert main(["--max-new", "1"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("llama3_scratch.__main__.LARGE", 1000)
+    assert main(["--max-new", "1"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"needs +0\.007 GB  weights\n(.*\n)*has .*[(]RAM[)]", said.err)
+    assert "memory-mapped: " in said.err and "42" in said.out
+    assert main(["--device", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: device nowhere cannot be used here")
