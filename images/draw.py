@@ -6,8 +6,9 @@ machine: the model is computed in float64, and what is written is rounded.
 
 A figure stands on a light card of its own, as the pictures of `plots.py` do: pages switch their
 theme themselves, and an image cannot see it. On the site's dark pages a style turns its lightness
-round and keeps its hues, so no text in a figure may speak of dark or light. A thing has one colour in all figures (`STREAM` to `NORM`). Text is text; letters stand for the sizes,
-with the numbers of Llama 3 8B beside them.
+round and keeps its hues, so no text in a figure may speak of dark or light. A thing has one colour
+in all figures (`STREAM` to `NORM`). Text is text; letters stand for the sizes, with the numbers of
+Llama 3 8B beside them.
 """
 
 import importlib.util
