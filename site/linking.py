@@ -1,4 +1,4 @@
-"""A Sphinx extension: alt texts, shapes in one piece, links from terms and papers to their pages.
+"""A Sphinx extension: alt texts, folds, shapes in one piece, links from terms and papers.
 
 The first use of a glossary term on each page becomes a link to its definition, and each arXiv
 number a link to its entry in the bibliography.
@@ -122,8 +122,20 @@ def keep_shapes_together(app, doctree, docname):
                 node.parent.replace(node, nodes.Text(whole))
 
 
+def fold_exercises(app, doctree, docname):
+    """An exercise is open, and folds, from the line after its heading to its solution."""
+    for section in list(doctree.findall(nodes.section)):
+        if section[0].astext().startswith("Exercise "):
+            tags = ["tag_solution" in child.get("classes", ()) for child in section]
+            end = tags.index(True) + 1 if True in tags else len(section)
+            section.insert(end, nodes.raw("", "</details>", format="html"))
+            fold = '<details class="exercise" open><summary>The task</summary>'
+            section.insert(1, nodes.raw("", fold, format="html"))
+
+
 def setup(app):
     keep_alt_texts()
+    app.connect("doctree-resolved", fold_exercises)
     app.connect("doctree-resolved", keep_shapes_together)
     app.connect("doctree-resolved", link)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -164,19 +164,22 @@ def test_copy_copies_the_code(visit, site):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
-def test_hints_and_solutions_unfold_by_keyboard(visit, site, path):
-    """Each is closed at first; its own heading opens it."""
+def test_exercises_hints_and_solutions_fold_by_keyboard(visit, site, path):
+    """An exercise is open at first, its hint and solution are closed; headings turn them round."""
     visit.goto((site / "notebooks" / f"{path.stem}.html").as_uri())
-    folds = visit.locator("article details")
+    exercises = visit.locator("article details.exercise")
+    folds = visit.locator("article details:not(.exercise)")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     solutions = [cell for cell in cells if "solution" in cell["metadata"].get("tags", [])]
     assert folds.count() >= 2 * len(solutions) >= 6
-    for fold in folds.all():
+    assert exercises.count() == len(solutions)
+    every = [(fold, False) for fold in folds.all()] + [(fold, True) for fold in exercises.all()]
+    for fold, before in every:
         inside = fold.locator("> :not(summary)").first
-        assert not inside.is_visible()
+        assert inside.is_visible() == before
         fold.locator("> summary").focus()
         visit.keyboard.press("Enter")
-        assert inside.is_visible()
+        assert inside.is_visible() != before
 
 
 def test_the_map_leads_to_the_notebooks_by_keyboard(visit, site):
