@@ -240,6 +240,11 @@ def _read_file(path):
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     except BAD_FILE as error:
         reason, size = str(error).strip().split("\n")[0][:200], path.stat().st_size
+        if "Cannot allocate memory" in reason:
+            raise InputError(
+                f"{path} has {size:,} bytes, more than this machine's memory and swap, and Linux "
+                "will not map it then. Add swap, or allow it: sysctl vm.overcommit_memory=1."
+            ) from None
         raise InputError(
             f"{path} is no whole file of safetensors: {size:,} bytes ({reason}). Is it the pointer "
             "to a download, or an unfinished one? Download it again."

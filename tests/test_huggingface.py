@@ -28,6 +28,7 @@ from llama3_scratch import (
     Tokenizer,
     forward,
     generate,
+    huggingface,
     load,
     save,
 )
@@ -1043,3 +1044,15 @@ def test_repositories(folder, tmp_path):
     (good, _), (unknown, seconds) = visit(home, address, "owner/good", "owner/unknown")
     assert good == loaded  # the server is gone, the files are not
     assert "could not be fetched" in unknown and "refused" in unknown and seconds < 60
+
+
+def test_a_file_larger_than_this_machines_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)")
+
+    path = tmp_path / "model.safetensors"
+    save_file({"lm_head.weight": torch.ones(3, 2)}, path)
+    assert huggingface._read_file(path)["lm_head.weight"].sum() == 6  # the control
+    monkeypatch.setattr(huggingface, "safe_open", refused)
+    with pytest.raises(InputError, match="more than this machine's memory and swap.*Add swap"):
+        huggingface._read_file(path)
