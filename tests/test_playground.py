@@ -446,18 +446,23 @@ def test_fits_and_follows_the_theme(visit, folder, width, scheme):
     ).filter(({ width, height }) => width < 24 || height < 24).length""")
     assert small == 0
 
-    ground = "() => getComputedStyle(document.body).backgroundColor"
+    ground = "getComputedStyle(document.body).backgroundColor"
     by_system = page.evaluate(ground)
+
+    def wait_for(expected):  # the page hears of a change a little later
+        page.wait_for_function(f"({ground} === '{by_system}') === {expected}", timeout=5000)
+
     other = "dark" if scheme == "light" else "light"
     assert page.input_value("#theme") == "auto"
     page.emulate_media(color_scheme=other)
-    assert page.evaluate(ground) != by_system
+    wait_for("false")
     page.select_option("#theme", scheme)
-    assert page.evaluate(ground) == by_system
+    wait_for("true")
     page.reload()
-    assert page.evaluate(ground) == by_system  # it is kept
+    assert page.input_value("#theme") == scheme  # it is kept
+    wait_for("true")
     page.select_option("#theme", "auto")
-    assert page.evaluate(ground) != by_system
+    wait_for("false")
 
 
 def test_says_so_when_the_weights_are_missing(browser, tmp_path):
