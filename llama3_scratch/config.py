@@ -163,8 +163,8 @@ class Config:
         """
         params = read_json(Path(path))
         names = {field.name for field in fields(cls)}
-        optional = {"ffn_dim_multiplier", "rope_scaling", "tied_output", "trained_length"}
-        optional.add("use_scaled_rope")
+        own = {"rope_scaling", "tied_output", "trained_length"}
+        optional = own | {"ffn_dim_multiplier", "use_scaled_rope"}
         faults = [f"\n  unknown key {short(key)}" for key in params if key not in names | optional]
         faults += [f"\n  missing key {key!r}" for key in sorted(names - optional - params.keys())]
         require(not faults, f"{path} is not of a Llama 3 text model:{''.join(faults[:16])}")
