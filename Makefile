@@ -55,8 +55,7 @@ serve: site  ## build the site and show it on http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory build/site $(PORT)
 
 tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (100 minutes, one core)
-	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny \
-	    --steps 7000 --rows 8 --threads 1 --resume
+	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny --resume
 	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny
 
 tiny-quick: $(VENV)/.notebooks  ## train a lesser one (about ten minutes, two cores)

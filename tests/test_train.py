@@ -335,6 +335,70 @@ def test_an_unfinished_run_is_not_overwritten_and_not_taken_for_another(tmp_path
         train.train(tmp_path, **SHORT | {"steps": 8, "resume": True})
 
 
+def test_a_run_on_another_text_is_not_gone_on_with(tmp_path, monkeypatch):
+    killed_run(tmp_path, monkeypatch)
+    monkeypatch.setattr(world, "PLACES", world.PLACES[::-1])
+    with pytest.raises(InputError, match="'text': .*expected"):
+        train.train(tmp_path, **SHORT | {"resume": True})
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_is_not_trained_over(tmp_path, monkeypatch, resume):
+    _, files = run(tmp_path, monkeypatch, steps=1)
+    with pytest.raises(InputError, match="is of a finished run: remove .*, or name another --out"):
+        train.train(tmp_path, **SHORT | {"resume": resume})
+    assert files == [(tmp_path / name).read_bytes() for name in FILES]
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit, match=r"error: --out .*file.*Name a folder to write into"):
+            train.main(["--out", str(out)])
+
+    def full(state, path):
+        path.write_bytes(b"some")
+        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match="cannot be written .*is the disk full"):
+        train.train(tmp_path / "out", **SHORT)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def broken(state):
+    """What a state may be instead of itself."""
+    yield "a list", [1, 2]
+    yield "nothing", {}
+    for key in state:
+        yield f"no {key}", {k: v for k, v in state.items() if k != key}
+    for key in ("settings", "step"):
+        yield f"no {key}", state | {"log": {k: v for k, v in state["log"].items() if k != key}}
+    weights = state["weights"]
+    yield "no norm", state | {"weights": {k: v for k, v in weights.items() if k != "norm.weight"}}
+    yield "a shape", state | {"weights": weights | {"norm.weight": torch.ones(5)}}
+    yield "one optimizer", state | {"optimizers": state["optimizers"][:1]}
+
+
+def test_a_damaged_state_is_refused(tmp_path, monkeypatch):
+    killed_run(tmp_path, monkeypatch)
+    path = tmp_path / train.STATE
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    for what, wrong in broken(state):
+        torch.save(wrong, path)
+        with pytest.raises(InputError, match="is no saved state"):
+            train.train(tmp_path, **SHORT | {"resume": True})
+            pytest.fail(what)
+    middle = len(whole) // 2  # in the numbers of a tensor, where torch itself notices nothing
+    path.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    torch.load(path, weights_only=True)
+    with pytest.raises(InputError, match="is damaged"):
+        train.train(tmp_path, **SHORT | {"resume": True})
+    path.write_bytes(whole)
+    train.train(tmp_path, **SHORT | {"resume": True})  # the control
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", "more than tensors"])
 def test_a_file_that_is_no_state_is_refused(tmp_path, content):
     path = tmp_path / train.STATE
@@ -358,14 +422,15 @@ def test_the_command_line_passes_on_what_it_is_given(tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr(train, "train", lambda **arguments: given.update(arguments))
     train.main(["--out", str(tmp_path), "--steps", "9", "--seed", "2", "--threads", "1"])
-    assert given == {"out": str(tmp_path), "steps": 9, "rows": 4, "length": 256, "seed": 2,
+    assert given == {"out": str(tmp_path), "steps": 9, "rows": 8, "length": 256, "seed": 2,
                      "resume": False}  # fmt: skip
     assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("argument, value", [
     ("--steps", "0"), ("--steps", "10000000"), ("--rows", "-1"), ("--length", "0"),
-    ("--threads", "0"), ("--seed", "-1"), ("--seed", "1000000"),
+    ("--threads", "0"), ("--seed", "-1"), ("--seed", "1000000"), ("--rows", "1" + 15 * "0"),
+    ("--length", "8193"), ("--threads", "257"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_by_name(tmp_path, argument, value):
     with pytest.raises(SystemExit, match=f"error: {argument} is {value}: expected"):

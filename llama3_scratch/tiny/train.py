@@ -1,6 +1,6 @@
 """Pre-training the tiny Llama 3: from a seed to a checkpoint in Meta's files.
 
-    python -m llama3_scratch.tiny.train --out build/tiny --steps 30000
+    python -m llama3_scratch.tiny.train --out build/tiny --resume
 
 The model is the package's own `forward`, given a batch as its leading dimension and the fused
 `attend`; the weights are a plain dict of float32 leaf tensors. One step: draw R rows of T + 1
@@ -13,6 +13,7 @@ number of threads.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import math
@@ -20,6 +21,7 @@ import os
 import platform
 import sys
 import time
+import zipfile
 from itertools import accumulate, islice
 from pathlib import Path
 from random import Random
@@ -202,23 +204,30 @@ def train_step(weights, optimizers, ids, config, factor):
 # --- A run ----------------------------------------------------------------------------------------
 
 
-def train(out, steps, rows=4, length=256, seed=0, config=CONFIG, resume=False, every=250):
+def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, every=250):
     """Train; write the checkpoint, `loss.svg` and `training.json` into the folder `out` -> log.
 
     rows R and length T of a step. After each `every` steps the held-out loss is measured and the
     state saved. With `resume` a saved state is gone on from; without, one that lies there is an
     error.
     """
+    folder = Path(out)
+    done = folder / "training.json"
+    require(not done.exists(), f"{done} is of a finished run: remove {out}, or name another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}. Name a folder to write into.") from None
     settings = {"steps": steps, "rows": rows, "length": length, "seed": seed}
     settings["params"] = config.to_params()
     tokenizer = make_tokenizer(config.vocab_size - N_SPECIAL)
     validation = Validation(tokenizer, config)
+    settings["text"] = hashlib.sha256(validation.batch[0].numpy()).hexdigest()[:16]
     weights = start_weights(config, seed)
     optimizers = make_optimizers(weights)
     losses = torch.zeros(steps, 2)  # of each step: loss, floor
     log = {"settings": settings, "step": 0, "held_out_floor": validation.floor, "held_out": []}
-    path = Path(out) / STATE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = folder / STATE
     if path.exists():
         require(resume, f"{path} is of an unfinished run: --resume goes on with it; or remove it.")
         log = load_state(path, settings, weights, optimizers, losses)
@@ -239,13 +248,13 @@ def train(out, steps, rows=4, length=256, seed=0, config=CONFIG, resume=False, e
             report(log, losses, started, more)
             save_state(path, log, weights, optimizers, losses)
     stored = {name: tensor.detach().bfloat16() for name, tensor in weights.items()}
-    checkpoint.save(out, stored, config, tokenizer)
+    checkpoint.save(folder, stored, config, tokenizer)
     rounded = {name: tensor.float() for name, tensor in stored.items()}
     log["held_out_stored"] = validation.measure(rounded)
     log["training"] = list(means(losses))
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in log.items())
-    (Path(out) / "training.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    draw_losses(log, Path(out) / "loss.svg")
+    draw_losses(log, folder / "loss.svg")
+    done.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     path.unlink()
     return log
 
@@ -253,34 +262,44 @@ def train(out, steps, rows=4, length=256, seed=0, config=CONFIG, resume=False, e
 def save_state(path, log, weights, optimizers, losses):
     """Everything that a later step depends on. The old state stays until the new one is whole."""
     states = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"log": log, "weights": weights, "optimizers": states, "losses": losses}
     unfinished = path.with_suffix(".part")
-    torch.save({"log": log, "weights": weights, "optimizers": states, "losses": losses}, unfinished)
-    os.replace(unfinished, path)
+    try:
+        torch.save(state, unfinished)
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the second
+        unfinished.unlink(missing_ok=True)
+        reason = str(error).split("\n")[0][:80]
+        raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from None
 
 
 def load_state(path, settings, weights, optimizers, losses):
     """Fill weights, optimizers and losses from a state -> its log. Raises `InputError`."""
     try:
+        damaged = zipfile.ZipFile(path).testzip()  # by its checksums, which torch does not compare
+        require(not damaged, f"{damaged} in it is damaged")
         state = torch.load(path, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a bad file
+        log, found = state["log"], state["log"]["settings"]
+        require({"step", "held_out", "sessions"} <= log.keys(), "its log is not whole")
+        if found == settings:
+            with torch.no_grad():
+                for name in weights:
+                    weights[name].copy_(state["weights"][name])
+                losses.copy_(state["losses"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+    except Exception as error:  # a bad file raises many kinds
         reason = str(error).split("\n")[0][:80]
         raise InputError(f"{path} is no saved state ({reason}): remove it.") from None
-    found = state["log"]["settings"]
     require(found == settings, f"{path} is of a run with {found}: expected {settings}.")
-    with torch.no_grad():
-        for name, tensor in state["weights"].items():
-            weights[name].copy_(tensor)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    losses.copy_(state["losses"])
-    return state["log"]
+    return log
 
 
 # --- Telling --------------------------------------------------------------------------------------
 
 
 def report(log, losses, started, more=""):
-    """One line about the run; losses are means of 50 steps. On a terminal it is rewritten."""
+    """One line about the run; losses are means of 50 steps. On a terminal with a bar."""
     step, session, settings = log["step"], log["sessions"][-1], log["settings"]
     session["seconds"] = time.monotonic() - started
     terminal = sys.stderr.isatty()
@@ -289,10 +308,11 @@ def report(log, losses, started, more=""):
     loss, floor = losses[max(0, step - 50) : step].mean(0).tolist()
     per_second = (step - session["from_step"]) / session["seconds"]
     minutes = (settings["steps"] - step) / per_second / 60
-    line = f"step {step}/{settings['steps']}  loss {loss:.3f} (floor {floor:.3f})  "
+    bar = f"\r\033[K[{'=' * (10 * step // settings['steps']):10}]" if terminal else "step"
+    line = f"{bar} {step}/{settings['steps']}  loss {loss:.3f} (floor {floor:.3f})  "
     line += f"{per_second * settings['rows'] * settings['length']:,.0f} tokens/s  "
-    line = ("\r\033[K" if terminal else "") + line + f"{minutes:.1f} min left  {more}"
-    print(line, end="" if terminal and not more else "\n", file=sys.stderr, flush=True)
+    line += f"{minutes:.0f} min left  {more}"
+    print(line.rstrip(), end="" if terminal and not more else "\n", file=sys.stderr, flush=True)
 
 
 def versions():
@@ -335,30 +355,33 @@ def main(arguments=None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the tiny Llama 3 on its toy world.")
     parser.add_argument("--out", required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=30000, help="updates of the weights")
-    parser.add_argument("--rows", type=int, default=4, help="rows of a step")
+    parser.add_argument("--steps", type=int, default=7000, help="updates of the weights")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step")
     parser.add_argument("--length", type=int, default=256, help="predicted tokens of a row")
     parser.add_argument("--seed", type=int, default=0, help="of the start and of the text")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; the bits depend on it")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     given = vars(parser.parse_args(arguments))
     try:
-        for name in ("steps", "rows", "length", "threads"):
-            require(given[name] > 0, f"--{name} is {given[name]}: expected 1 or more.")
-        steps, seed = given["steps"], given["seed"]
-        require(steps < SEED_STRIDE, f"--steps is {steps}: expected less than {SEED_STRIDE}.")
-        require(0 <= seed < 10**6, f"--seed is {seed}: expected 0 to 999999.")
+        limits = {"steps": (1, SEED_STRIDE - 1), "rows": (1, 4096), "length": (1, 8192),
+                  "threads": (1, 256), "seed": (0, 999_999)}  # fmt: skip
+        for name, (least, most) in limits.items():
+            value = given[name]
+            require(least <= value <= most, f"--{name} is {value}: expected {least} to {most}.")
         muon = hasattr(torch.optim, "Muon")
         require(muon, f"torch {torch.__version__} has no torch.optim.Muon: 2.9 or later is needed.")
-        require(importlib.util.find_spec("matplotlib"), "matplotlib is missing.")
+        require(
+            importlib.util.find_spec("matplotlib"),
+            "matplotlib, which draws the loss, is missing: pip install matplotlib",
+        )
         torch.set_num_threads(given.pop("threads"))
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it costs 4 % and is no need
         train(**given)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped: the same command with --resume goes on from the last saved state")
+        sys.exit("\nstopped: --resume goes on from the last saved state, if there is one")
 
 
 if __name__ == "__main__":
