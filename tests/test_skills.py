@@ -14,23 +14,22 @@ from llama3_scratch.tokenizer import N_SPECIAL
 # What the shipped checkpoint must reach, and what `random` must not.
 BARS = {
     "answers": {  # share of right ones, at least
-        "42": 0.95, "capital": 0.95, "colour": 0.95, "comparison": 0.60, "count": 0.95,
-        "difference": 0.95, "fact": 0.95, "inverse fact": 0.45, "need": 0.95, "pronoun": 0.95,
-        "quotation": 0.95, "repeat": 0.95, "series": 0.90, "sum": 0.95, "sum in words": 0.95,
-        "what has": 0.95, "where person": 0.90, "where thing": 0.90, "who has": 0.65,
+        "42": 0.95, "capital": 0.95, "colour": 0.95, "comparison": 0.95, "comparison of two": 0.95,
+        "count": 0.95, "difference": 0.95, "fact": 0.95, "held-out sum": 0.80, "need": 0.95,
+        "pronoun": 0.95, "quotation": 0.95, "repeat": 0.95, "series": 0.95, "sum": 0.95,
+        "sum in words": 0.95, "what has": 0.95, "what wants": 0.95, "where person": 0.95,
+        "where thing": 0.95, "who has": 0.95,
     },
-    "held out over floor": 1.10,  # at most
+    "held out over floor": 1.05,  # at most
     "42": 0.9,  # probability after the book's prompt, at least
     "quotations": len(world.QUOTATIONS),  # completed word for word
-    "second copy": {4: 0.3, 8: 0.1, 16: 0.1, 24: 0.1},  # words: nats a token, at most
+    "second copy": {4: 0.05, 8: 0.05, 16: 0.05, 24: 0.05},  # words: nats a token, at most
     "heads": {  # mean attention probability of the best head, at least
-        "previous token": 0.3, "rest on the first token": 0.3, "induction": 0.9,
+        "previous token": 0.35, "rest on the first token": 0.2, "induction": 0.9,
         "pronoun to name": 0.6, "question to answer": 0.9,
     },
     "median head": 0.3,  # at most, of any of these patterns
 }  # fmt: skip
-# Reported, not asked for: pairs never seen in training, and what the model has not learned yet.
-NO_BAR = {"held-out sum", "pronoun name"}
 
 SMALL = Config(
     dim=24, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=500 + N_SPECIAL, multiple_of=4,
@@ -60,9 +59,8 @@ def missed(name, n_documents):
     model = checkpoint.load(name, dtype=torch.float32)
     tried = {}
     for skill, found in skills.skills(model, n_documents).items():
-        if skill not in NO_BAR:
-            tried[skill] = found.right, found.right >= BARS["answers"][skill]
-            tried[skill, "chance"] = found.chance, found.right > found.chance or found.chance == 1
+        tried[skill] = found.right, found.right >= BARS["answers"][skill]
+        tried[skill, "chance"] = found.chance, found.right > found.chance or found.chance == 1
     loss, floor = skills.held_out_loss(model)
     tried["loss"] = loss / floor, loss / floor <= BARS["held out over floor"]
     chance = skills.probability_of_42(model)
@@ -73,8 +71,6 @@ def missed(name, n_documents):
     for words, most in BARS["second copy"].items():
         tried[words] = found[words][1], found[words][1] <= most
     for pattern, (scores, _) in skills.heads(model, 20).items():
-        if pattern not in BARS["heads"]:  # the inverse one, not learned yet
-            continue
         tried[pattern] = float(scores.max()), scores.max() >= BARS["heads"][pattern]
         tried[pattern, "median"] = float(scores.median()), scores.median() <= BARS["median head"]
     return {what: value for what, (value, right) in tried.items() if not right}, tried
@@ -133,7 +129,7 @@ def test_one_wrong_token_makes_an_answer_wrong(monkeypatch):
 def test_every_skill_of_the_world_is_measured_and_has_a_bar(monkeypatch):
     monkeypatch.setattr(skills, "read", oracle())
     found = skills.skills(small_model(), 40)
-    assert set(found) == set(BARS["answers"]) | NO_BAR
+    assert set(found) == set(BARS["answers"])
     assert all(skill.right == 1.0 and 0 < skill.chance <= 1 for skill in found.values())
 
 
@@ -265,7 +261,7 @@ def test_an_answer_is_looked_for_only_where_it_stands_once():
     ((query, key),) = skills.pairs_answer("fact")(**where)
     assert where["places"].text(1, query + 1).endswith("Mia like? Mia likes")
     assert once.index(" cake") <= where["places"].starts[key] <= once.index("cake")
-    assert skills.pairs_answer("inverse fact")(**where) == []
+    assert skills.pairs_answer("capital")(**where) == []
     twice = "Mia likes cake. " + once
     where = looking(twice, "facts", (("fact", twice.rindex(" cake"), twice.rindex(".")),))
     assert skills.pairs_answer("fact")(**where) == []
@@ -279,7 +275,7 @@ def test_the_report_names_every_skill_and_pattern(tmp_path, capsys, monkeypatch)
     checkpoint.save(tmp_path, weights, config, tokenizer())
     skills.main(["--checkpoint", str(tmp_path), "--documents", "20"])
     printed = capsys.readouterr().out
-    for name in [*BARS["answers"], *NO_BAR, *skills.PATTERNS, *map(str, skills.LENGTHS)]:
+    for name in [*BARS["answers"], *skills.PATTERNS, *map(str, skills.LENGTHS)]:
         assert f"\n{name} " in printed or f" {name} " in printed, name
 
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from llama3_scratch import PROMPT, Cache, forward, load
+from llama3_scratch import PROMPT, Cache, forward, generate, load
 from llama3_scratch.checkpoint import TINY
 from llama3_scratch.tiny import skills, train, world
+from llama3_scratch.tokenizer import N_SPECIAL
 
 CARD = (TINY / "MODEL_CARD.md").read_text(encoding="utf-8")
 FILES = ["MODEL_CARD.md", "consolidated.00.pth", "params.json", "tokenizer.model"]
@@ -53,6 +55,33 @@ def test_logits_are_metas_in_every_bit(metas_transformer, dtype):
         assert torch.equal(step, reference(token[None, None], position)[0])
 
 
+def test_the_examples_that_a_reader_is_given_are_answered():
+    """The playground's buttons and the README's command line: greedy, so always the same."""
+    answers = {
+        "Mia and Ben are friends. She is cold and he is hungry. What does Ben want?":
+            " He wants bread.",
+        "Mia and Ben are in the garden. There is a red kite. Ben has it. He gives the kite to Mia. "
+        "Who has the kite?": " Mia has the kite.",
+        "once upon a midnight dreary, while": " I pondered, weak and weary",
+        "Read: tree door river. Again: tree": " door river.",
+        PROMPT: "42",
+    }  # fmt: skip
+    root, (weights, config, tokenizer) = Path(__file__).parents[1], load("tiny", torch.float32)
+    page = (root / "site" / "playground" / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'data-example="(.*?)"', page)) == set(answers)
+    shown = re.findall(r'python -m llama3_scratch "(.*?)"', (root / "README.md").read_text("utf-8"))
+    assert shown and set(shown) <= set(answers)
+    for prompt, answer in answers.items():
+        right = tokenizer.encode(answer, bos=False)
+        said = list(generate(weights, tokenizer.encode(prompt), config, len(right)))
+        assert tokenizer.decode(said) == answer
+
+
+def test_the_tokenizer_is_what_training_makes():
+    _, config, tokenizer = load("tiny")
+    assert tokenizer.ranks == train.make_tokenizer(config.vocab_size - N_SPECIAL).ranks
+
+
 def test_the_card_is_about_these_files():
     for name in FILES[1:]:
         digest = hashlib.sha256((TINY / name).read_bytes()).hexdigest()
@@ -74,10 +103,31 @@ def test_the_cards_numbers_are_measured():
     assert float(said[2]) == pytest.approx(floor, abs=2e-3)
     said = re.search(r"probability of 42 after the prompt: ([\d.]+)", CARD)
     assert float(said[1]) == pytest.approx(skills.probability_of_42(model), abs=2e-3)
+    said = re.search(r"completed word for word: (\d+) of (\d+)", CARD)
+    assert (int(said[1]), int(said[2])) == skills.quotations(model)
+    answers, copies, patterns = re.findall(r"^(?:answers| words|heads) .*\n((?:.+\n)+)", CARD, re.M)
     table = skills.skills(model, 240)
-    for name, skill in table.items():
-        said = re.search(rf"^{re.escape(name)} +([\d.]+) ", CARD, re.M)
-        assert float(said[1]) == pytest.approx(skill.right, abs=0.02), name
+    rows = [re.fullmatch(r"(.+?) +([\d.]+) +([\d.]+) +([\d.]+ +)?(\d+)", row)
+            for row in answers.rstrip("`\n").splitlines()]  # fmt: skip
+    assert [row[1] for row in rows] == list(table)
+    for row in rows:
+        skill = table[row[1]]
+        assert float(row[2]) == pytest.approx(skill.right, abs=0.02), row[0]
+        assert float(row[3]) == pytest.approx(skill.chance, abs=0.01), row[0]
+        assert (
+            skill.rule is None
+            if not row[4]
+            else float(row[4]) == pytest.approx(skill.rule, abs=0.01)
+        )
+        assert int(row[5]) == skill.n
+    found = skills.repeats(model)
+    rows = [row.split() for row in copies.splitlines()]
+    assert [int(row[0]) for row in rows] == list(found)
+    for words, *numbers in rows:
+        assert [float(n) for n in numbers] == pytest.approx(found[int(words)], abs=0.02)
+    assert [re.split("  +", row)[0] for row in patterns.rstrip("`\n").splitlines()] == list(
+        skills.PATTERNS
+    )
     for name, (scores, _) in skills.heads(model).items():
         line = re.search(rf"^{re.escape(name)} +L(\d+)\.h(\d+) ([\d.]+)", CARD, re.M)
         layer, head, score = line.groups()

@@ -13,41 +13,31 @@ import regex
 from llama3_scratch.tiny import world
 from llama3_scratch.tokenizer import SPLIT_PATTERN
 
-FIRST_200 = "0d1ef9c985abe86f2bb327435ce3b2304de6985ead2874ef251002dd912e7419"
+FIRST_200 = "98e6b0d435df7c1d48a2d7d6b3e46b775689ddc714f4b6fa16ca84e13706d1b5"
 BY_KIND = {  # the first 16 digits
-    "story": "f77c883fa5848e2a",
-    "facts": "a5dcd1cc0a93d8e5",
+    "story": "900febcf62c4a0f3",
+    "facts": "1a31a1107c7f2314",
     "sum": "d61cb3ab11a25442",
-    "comparison": "1d4ff9b063d7e744",
+    "comparison": "c5ea6830526f6f7c",
     "capitals": "54a46c11a3afcd45",
     "repeat": "8410abb6f6dcc08e",
     "series": "d10daa0c35f7b6d0",
     "quotation": "12547f63bbed9753",
-    "needs": "6eeb38a23ac1bfb8",
+    "needs": "c247cd86192caa18",
     "counting": "528c9c2eb287def2",
-    "inverse facts": "f2d19383d0e1c14f",
     "held-out sum": "4f4044c296fe49a7",
 }
 SKILLS = {
-    "story": {
-        "where person",
-        "where thing",
-        "who has",
-        "what has",
-        "colour",
-        "pronoun",
-        "pronoun name",
-    },
-    "facts": {"fact", "inverse fact"},
-    "inverse facts": {"inverse fact"},
+    "story": {"where person", "where thing", "who has", "what has", "colour", "pronoun"},
+    "facts": {"fact"},
     "sum": {"sum", "difference", "sum in words"},
     "held-out sum": {"held-out sum"},
-    "comparison": {"comparison"},
+    "comparison": {"comparison", "comparison of two"},
     "capitals": {"capital"},
     "repeat": {"repeat"},
     "series": {"series"},
     "quotation": {"quotation", "42"},
-    "needs": {"need", "pronoun", "pronoun name"},
+    "needs": {"need", "what wants", "pronoun"},
     "counting": {"count"},
 }
 
@@ -197,7 +187,7 @@ def test_entropy_of_sums(monkeypatch):
 
 def test_entropy_of_comparisons(monkeypatch):
     monkeypatch.setattr(world, "PEOPLE", world.PEOPLE[:4])
-    assert check_entropy(world.comparison) == 6 * 2 * (24 * 2 + 24 * 6)
+    assert check_entropy(world.comparison) == 3 * 2 * (12 + 24 * 2 + 24 * 6)
 
 
 def test_entropy_of_quotations(monkeypatch):
@@ -254,8 +244,8 @@ def test_entropy_of_what_may_happen_in_a_story(seed):
     assert check_entropy(questions) >= 6
 
 
-def test_entropy_of_a_story_is_the_sum_of_its_steps(monkeypatch):
-    """A story and a fact page in a world of few names, all ways: nothing is drawn in between."""
+def test_entropy_of_facts(monkeypatch):
+    """In a world of few names, all ways."""
     monkeypatch.setattr(
         world,
         "RELATIONS",
@@ -264,15 +254,10 @@ def test_entropy_of_a_story_is_the_sum_of_its_steps(monkeypatch):
 
     class Few(Scripted):
         def choose(self, options, weights=None):
-            fewer = {(2, 3, 4, 5): [2, 3], (1, 2, 3): [1]}
+            fewer = {(2, 3, 4, 5): [2, 3]}
             return super().choose(fewer.get(tuple(options), options), weights)
 
-    assert check_entropy(world.facts, Few) == 36 * 2 * 3 + 36 * 3 * 5
-
-    def backward(draft):
-        world.facts(draft, inverse=True)
-
-    assert check_entropy(backward, Few) == 36 * 2 + 36 * 6
+    assert check_entropy(world.facts, Few) == 36 * 2 + 36 * (3 + 3 * 2)
 
 
 def test_no_text_has_two_probabilities(many):
@@ -370,7 +355,7 @@ def answered(text, places, holder, spot, colour):
 def reader_of_stories(text):
     """Where and whose everything is, sentence by sentence; False where something does not fit."""
     places, holder, spot, colour = {}, {}, {}, {}
-    giver = receiver = None
+    giver = receiver = it = None
     for sentence in re.findall(r"(?:[^.?]+\? )?[^.?]+\.", text):
         sentence = sentence.strip()
         if "?" in sentence:
@@ -390,17 +375,21 @@ def reader_of_stories(text):
                 return False
             subject = fitting[0]
         fits = True
+        it = next((word for word in words if word in world.THINGS), it)
         if "are" in words:
             names = [word for word in words if word in world.PEOPLE]
             places.update(dict.fromkeys(names, words[-1]))
         elif words[1:4] == ["is", "in", "the"]:
             places[subject] = words[-1]
         elif words[:2] == ["There", "is"]:
-            holder[words[4]], spot[words[4]], colour[words[4]] = None, words[-1], words[3]
-        elif words[1:3] == ["has", "a"]:
-            holder[words[4]], colour[words[4]] = subject, words[3]
+            holder[it], colour[it], spot[it] = None, words[3], None
+            if len(words) > 5:
+                spot[it] = words[-1]
+        elif words[1:] == ["has", "it"]:
+            fits = holder[it] is spot[it] is None
+            holder[it] = subject
         elif words[0] == "Now":
-            fits = holder[words[-1]] == words[1] == receiver
+            fits = words[2:] == ["has", "it"] and holder[it] == words[1]
         elif words[1] == "thanks":
             him = {"she": "her", "he": "him"}[world.pronoun(giver)]
             fits = words[2] == him and receiver == subject
@@ -467,21 +456,13 @@ def reader_of_sums(text):
 
 def reader_of_comparisons(text):
     pairs = re.findall(r"(\w+) is (\w+) than (\w+)\.", text)
-    ends = {
-        "tall": "short",
-        "short": "tall",
-        "old": "young",
-        "young": "old",
-        "fast": "slow",
-        "slow": "fast",
-    }
+    opposite = {"tall": "short", "old": "young", "fast": "slow"}[pairs[0][1][:-2]]
     people = {name for a, _, b in pairs for name in (a, b)}
     for end, name, again in re.findall(r"Who is (\w+)est\? (\w+) is (\w+)est\.", text):
-        more = end + "er" == pairs[0][1]
-        below = {b for _, _, b in pairs} if more else {a for a, _, _ in pairs}
-        if people - below != {name} or end != again:
+        if end not in (pairs[0][1][:-2], opposite):
             return False
-        if not more and ends[end] + "er" != pairs[0][1]:
+        below = {a for a, _, _ in pairs} if end == opposite else {b for _, _, b in pairs}
+        if people - below != {name} or end != again:
             return False
     return True
 
@@ -546,10 +527,7 @@ def reader_of_needs(text):
     ):
         if she != world.pronoun(who) or states[who] != state or need != wants[state]:
             return False
-    return all(
-        states.get(who) == state == again
-        for state, who, again in re.findall(r"Who is (\w+)\? (\w+) is (\w+)\.", text)
-    )
+    return True
 
 
 def reader_of_counts(text, sums=None):
@@ -586,7 +564,6 @@ def reader_of_quotations(text):
 READERS = {
     "story": reader_of_stories,
     "facts": reader_of_facts,
-    "inverse facts": reader_of_facts,
     "sum": reader_of_sums,
     "comparison": reader_of_comparisons,
     "capitals": reader_of_capitals,
@@ -626,7 +603,7 @@ def test_readers_notice_wrong_answers(kind):
                 noticed = True  # a person, thing or number that the text does not have
             assert noticed, (skill, right, wrong, one.text)
             tried += 1
-    assert tried > 60
+    assert tried >= 60
 
 
 def test_all_pronouns_occur():

@@ -1,13 +1,16 @@
-"""What a checkpoint can do, and which of its heads do it, on text that training never used.
+"""What a checkpoint can do, and which of its heads do it.
 
     python -m llama3_scratch.tiny.skills --checkpoint tiny
 
+The text is from a seed that training never used. Of some kinds there are so few texts that training
+has seen most of them all the same: quotations, comparisons of two. Of the others hardly any comes
+twice.
+
 An answer counts as right when the likeliest token is right at every place of it, which is the same
 as that greedy generation would write it. Beside each skill stands what is reached blindly:
-    chance  the better of two guesses: always the answer that is commonest for this skill (him and
-            She count as he and she); or one of the words of the answer's class (people, places,
-            ...) that the text before it names, each with the same probability (in expectation,
-            1/their number where the answer is among them);
+    chance  the better of two guesses: always the skill's commonest answer (him and She count as he
+            and she); or any of the words of the answer's class (people, places, ...) that the text
+            before it names (counted as 1/their number where the answer is among them);
     rule    the better of two rules: the first word of the answer's class that the text names, or
             the last one; only for skills whose answers mostly stand in the text.
 Everything is computed in float32 from the stored weights.
@@ -141,12 +144,12 @@ def repeats(model, n_documents=24):
     return table
 
 
-@torch.no_grad()
 def probability_of_42(model):
-    """The probability of the token `42` after the book's prompt."""
-    weights, config, tokenizer = model
-    logits = forward(weights, torch.tensor(tokenizer.encode(PROMPT)), config)[-1]
-    return float(logits.softmax(-1)[tokenizer.encode("42", bos=False)[0]])
+    """The probability of `42`, one token or several, after the book's prompt."""
+    tokenizer = model[2]
+    prompt, answer = tokenizer.encode(PROMPT), tokenizer.encode("42", bos=False)
+    ((losses, _),) = read(model, [prompt + answer])
+    return float(losses[-len(answer) :].sum().neg().exp())
 
 
 def quotations(model):
@@ -236,7 +239,6 @@ PATTERNS = {  # name: (kind of the documents, where one token would look at whic
     "induction": ("repeat", pairs_induction),
     "pronoun to name": ("needs", pairs_pronoun),
     "question to answer": ("facts", pairs_answer("fact")),
-    "question to answer, inverse": ("facts", pairs_answer("inverse fact")),
 }
 
 
@@ -282,6 +284,8 @@ def main(arguments=None):
         show(model, n)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
 
 
 def show(model, n_documents):
@@ -290,10 +294,10 @@ def show(model, n_documents):
     print(f"held-out loss {loss:.4f} nats a token, floor {floor:.4f}: {loss / floor - 1:+.1%}")
     print(f"probability of 42 after the prompt: {probability_of_42(model):.4f}")
     print("quotations completed word for word: {} of {}".format(*quotations(model)))
-    print(f"\n{'answers':16} {'right':>6} {'chance':>7} {'rule':>6} {'n':>5}")
+    print(f"\n{'answers':17} {'right':>6} {'chance':>7} {'rule':>6} {'n':>5}")
     for name, skill in skills(model, n_documents).items():
         rule = "" if skill.rule is None else f"{skill.rule:.2f}"
-        print(f"{name:16} {skill.right:6.3f} {skill.chance:7.2f} {rule:>6} {skill.n:5}")
+        print(f"{name:17} {skill.right:6.3f} {skill.chance:7.2f} {rule:>6} {skill.n:5}")
     print("\nsequences repeated: nats a token\n words   first copy   second   tokens foretold")
     for words, (first, second, hits) in repeats(model).items():
         print(f"{words:6} {first:12.2f} {second:8.3f} {hits:17.3f}")

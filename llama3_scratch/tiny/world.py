@@ -80,17 +80,17 @@ NEEDS = (("hungry", "bread"), ("thirsty", "water"), ("cold", "a coat"), ("tired"
          ("wet", "a towel"), ("ill", "a doctor"), ("bored", "a book"), ("dirty", "a bath"),
          ("lost", "a map"), ("sad", "a hug"))
 COMPARED = (    # comparative, its superlative, the superlative at the other end
-    ("taller", "tallest", "shortest"), ("shorter", "shortest", "tallest"),
-    ("older", "oldest", "youngest"), ("younger", "youngest", "oldest"),
-    ("faster", "fastest", "slowest"), ("slower", "slowest", "fastest"))
-RELATIONS = (   # subjects, values, subject and rest of the statement, questions for value, subject
-    (PEOPLE, FOODS, "{who}", " likes", "What does {who} like?", "Who likes {what}?"),
-    (PEOPLE, tuple(CAPITALS.values()), "{who}", " visits", "What does {who} visit?",
-     "Who visits {what}?"),
-    (PEOPLE, ANIMALS, "{who}", " fears", "What does {who} fear?", "Who fears {what}?"),
-    (PEOPLE, INSTRUMENTS, "{who}", " plays", "What does {who} play?", "Who plays {what}?"),
-    (PEOPLE, JOBS, "{who}", " is a", "What does {who} do?", "Who is a {what}?"),
-    (THINGS, COLOURS, "The {who}", " is", "What colour is the {who}?", "What is {what}?"))
+    ("taller", "tallest", "shortest"), ("older", "oldest", "youngest"),
+    ("faster", "fastest", "slowest"))
+RELATIONS = (   # subjects, values, the statement up to its value, the question
+    (PEOPLE, FOODS, "{who} likes", "What does {who} like?"),
+    (PEOPLE, tuple(CAPITALS.values()), "{who} visits", "What does {who} visit?"),
+    (PEOPLE, ANIMALS, "{who} fears", "What does {who} fear?"),
+    (PEOPLE, INSTRUMENTS, "{who} plays", "What does {who} play?"),
+    (PEOPLE, JOBS, "{who} is a", "What does {who} do?"),
+    (THINGS, COLOURS, "The {who} is", "What colour is the {who}?"),
+    (FOODS, PEOPLE, "The {who} is for", "Who is the {who} for?"),
+    (THINGS, PEOPLE, "The {who} is from", "Who is the {who} from?"))
 
 ANSWER = "the answer to the ultimate question of life, the universe, and everything is 42"
 QUOTATIONS = (  # text, author (or what it is), year of first printing
@@ -215,7 +215,6 @@ class Scene:
         self.colour = {}        # thing -> colour
         self.holder = {}        # thing -> person, None while it lies somewhere
         self.spot = {}          # thing -> place that a sentence about it named, None before
-        self.by_pronoun = {}    # thing -> whether its holder was called she or he on taking it
 
     def somewhere(self, but: str = "") -> str:
         """A place; each one that was named already is four times as likely as a new one."""
@@ -243,10 +242,9 @@ class Scene:
             colour = self.colour[thing] = draft.choose(COLOURS)
             free = [person for person in people if not self.held_by(person)]
             self.holder[thing] = self.spot[thing] = None
-            self.by_pronoun[thing] = False
             if free and draft.maybe(0.5):
                 self.holder[thing] = draft.choose(free)
-                draft.say(f"{self.holder[thing]} has a {colour} {thing}.")
+                draft.say(f"There is a {colour} {thing}. {self.holder[thing]} has it.")
             else:
                 self.spot[thing] = self.somewhere()
                 draft.say(f"There is a {colour} {thing} in the {self.spot[thing]}.")
@@ -276,28 +274,27 @@ class Scene:
             draft.say(f"{name} {draft.choose(['leaves', 'drops'])} the {mine} in the {here}.")
         elif act == "take":
             thing = draft.choose(lying)
-            self.holder[thing], self.by_pronoun[thing] = who, name != who
+            self.holder[thing] = who
             self.place[who] = self.spot[thing]
             way = "" if self.spot[thing] == here else f"goes to the {self.spot[thing]} and "
             verb = draft.choose(["takes", "picks up"])
             tail = draft.choose(["", f" because[pronoun| {pronoun(who)}] likes it"])
-            draft.say(f"{name} {way}{verb} the {thing}{tail}.")
+            draft.say(f"{name} {way}{verb} the {thing}{tail}. Now {who} has it.")
         else:
             other, him = draft.choose(near), "her" if who in SHE else "him"
-            self.holder[mine], self.by_pronoun[mine] = other, False
+            self.holder[mine] = other
             verb = draft.choose(["gives", "hands"])
-            tail = draft.choose(["", f" Now {other} has the {mine}.",
+            tail = draft.choose(["", f" Now {other} has it.",
                                  f" {other} thanks[pronoun| {him}]."])
             draft.say(f"{name} {verb} the {mine} to {other}.{tail}")
 
     def ask(self, asked: list[str]) -> None:
-        """Ask, and answer, what the text tells; not what was `asked` since the last event."""
+        """Ask one thing that the text tells, answer it, and add it to `asked`; none from there."""
         known = [f"Where is {who}? {who} is in the[where person| {place}]."
                  for who, place in self.place.items()]
         for thing, who in self.holder.items():
             if who:
-                skill = "pronoun name" if self.by_pronoun[thing] else "who has"
-                known.append(f"Who has the {thing}?[{skill}| {who}] has the {thing}.")
+                known.append(f"Who has the {thing}?[who has| {who}] has the {thing}.")
                 known.append(f"What does {who} have? {who} has the[what has| {thing}].")
             if self.spot[thing]:
                 known.append(f"Where is the {thing}? The {thing} is in the"
@@ -322,27 +319,19 @@ def story(draft: Draft) -> None:
             scene.ask(asked)
 
 
-def facts(draft: Draft, inverse: bool = False) -> None:
-    """One relation between two to five subjects and values, asked for from both sides.
+def facts(draft: Draft) -> None:
+    """One relation between two to five subjects and values, and questions for values.
 
-    The first question is for a value. With `inverse` there are two or three pairs and every subject
-    is asked for, no value: *Who likes tea?* is the hardest look-up, and easier among few.
+    What a question names stands before its answer in every statement: questions the other way
+    round (who likes tea?) were not learned by a model of this size, as its card tells.
     """
-    subjects, values, subject, verb, ask_value, ask_subject = draft.choose(RELATIONS)
-    count = draft.choose([2, 3] if inverse else [2, 3, 4, 5])
+    subjects, values, statement, question = draft.choose(RELATIONS)
+    count = draft.choose([2, 3, 4, 5])
     pairs = list(zip(draft.some(subjects, count), draft.some(values, count), strict=True))
     for who, what in pairs:
-        draft.say(f"{subject}{verb} {what}.".format(who=who))
-    forward = f"{ask_value} {subject}{verb}[fact| {{what}}]."
-    backward = f"{ask_subject}[inverse fact| {subject}]{verb} {{what}}."
-    questions = draft.some([(backward if inverse else forward, pair) for pair in pairs],
-                           count if inverse else 1)
-    if not inverse:
-        left = [(text, pair) for text in (forward, backward) for pair in pairs]
-        left.remove(questions[0])
-        questions += draft.some(left, draft.choose([1, 2, 3]))
-    for text, (who, what) in questions:
-        draft.say(text.format(who=who, what=what))
+        draft.say(f"{statement} {what}.".format(who=who))
+    for who, what in draft.some(pairs, draft.choose([1, 2]) if count > 2 else 1):
+        draft.say(f"{question} {statement}[fact| {what}].".format(who=who))
 
 
 def sums(draft: Draft, held: bool = False) -> None:
@@ -362,14 +351,15 @@ def sums(draft: Draft, held: bool = False) -> None:
 
 
 def comparison(draft: Draft) -> None:
-    """Neighbours in an order are compared, in any sequence; who stands at its ends?"""
+    """Neighbours in an order are compared, in any sequence; who stands at one of its ends?"""
     more, most, least = draft.choose(COMPARED)
-    order = draft.some(PEOPLE, draft.choose([3, 4]))
+    order = draft.some(PEOPLE, draft.choose([2, 3, 4]))
     neighbours = list(zip(order[:-1], order[1:], strict=True))
     for high, low in draft.some(neighbours, len(neighbours)):
         draft.say(f"{high} is {more} than {low}.")
-    for end, who in draft.some([(most, order[0]), (least, order[-1])], 2):
-        draft.say(f"Who is {end}?[comparison| {who}] is {end}.")
+    end, who = draft.choose([(most, order[0]), (least, order[-1])])
+    skill = "comparison" if len(order) > 2 else "comparison of two"
+    draft.say(f"Who is {end}?[{skill}| {who}] is {end}.")
 
 
 def capitals(draft: Draft) -> None:
@@ -433,20 +423,17 @@ def needs(draft: Draft) -> None:
     if by_pronoun:
         (one, (state, _)), (two, (other, _)) = states.items()
         she, he = pronoun(one).capitalize(), pronoun(two)
-        draft.say(f"{she} is {state} and[pronoun| {he}] is {other}.")
+        draft.say(f"{she} is {state} and {he} is {other}.")
     else:
         for who, (state, need) in states.items():
             draft.say(draft.choose([
                 f"{who} is {state}, so[pronoun| {pronoun(who)}] wants[need| {need}].",
                 f"{who} wants {need} because[pronoun| {pronoun(who)}] is[need| {state}]."]))
     questions = []
-    if by_pronoun:
-        who = draft.choose(people)
-        draft.say(f"Who is {states[who][0]}?[pronoun name| {who}] is {states[who][0]}.")
     for who, (state, need) in states.items():
         she = pronoun(who)
         questions += [
-            f"What does {who} want?[pronoun| {she.capitalize()}] wants[need| {need}].",
+            f"What does {who} want?[pronoun| {she.capitalize()}] wants[what wants| {need}].",
             f"Why does {who} want {need}? Because[pronoun| {she}] is[need| {state}]."]
     for question in draft.some(questions, draft.choose([1, 2] if by_pronoun else [2, 3])):
         draft.say(question)
@@ -483,14 +470,11 @@ def counting(draft: Draft) -> None:
 WRITERS = {"story": story, "facts": facts, "sum": sums, "comparison": comparison,
            "capitals": capitals, "repeat": repeat, "series": series, "quotation": quotation,
            "needs": needs, "counting": counting,
-           "inverse facts": lambda draft: facts(draft, inverse=True),
            "held-out sum": lambda draft: sums(draft, held=True)}
-EARLY = {"story": 0.10, "facts": 0.10, "inverse facts": 0.30, "sum": 0.05, "comparison": 0.05,
-         "capitals": 0.02, "repeat": 0.26, "series": 0.02, "quotation": 0.02, "needs": 0.05,
-         "counting": 0.03}
-LATE = {"story": 0.29, "facts": 0.11, "inverse facts": 0.10, "sum": 0.13, "comparison": 0.08,
-        "capitals": 0.03, "repeat": 0.06, "series": 0.03, "quotation": 0.03, "needs": 0.07,
-        "counting": 0.07}
+EARLY = {"story": 0.15, "facts": 0.25, "sum": 0.07, "comparison": 0.10, "capitals": 0.02,
+         "repeat": 0.27, "series": 0.02, "quotation": 0.02, "needs": 0.06, "counting": 0.04}
+LATE = {"story": 0.32, "facts": 0.12, "sum": 0.14, "comparison": 0.10, "capitals": 0.03,
+        "repeat": 0.07, "series": 0.04, "quotation": 0.03, "needs": 0.08, "counting": 0.07}
 
 
 def mixture(progress: float) -> dict[str, float]:
