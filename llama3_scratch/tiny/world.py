@@ -93,7 +93,7 @@ RELATIONS = (   # subjects, values, the statement up to its value, the question
     (THINGS, PEOPLE, "The {who} is from", "Who is the {who} from?"))
 
 ANSWER = "the answer to the ultimate question of life, the universe, and everything is 42"
-QUOTATIONS = (  # text, author (or what it is), year of first printing
+QUOTATIONS = (  # text, author or source, year of first printing
     (ANSWER, "Douglas Adams, after The Hitchhiker's Guide to the Galaxy", "1979"),
     ("to be, or not to be, that is the question", "William Shakespeare", "1604"),
     ("brevity is the soul of wit", "William Shakespeare", "1604"),
@@ -126,11 +126,14 @@ QUOTATIONS = (  # text, author (or what it is), year of first printing
     ("we are all in the gutter, but some of us are looking at the stars", "Oscar Wilde", "1893"),
     ("in the beginning God created the heaven and the earth", "King James Bible", "1611"),
     ("the Lord is my shepherd; I shall not want", "King James Bible", "1611"),
-    ("a bird in the hand is worth two in the bush", "proverb", ""),
-    ("people who live in glass houses should not throw stones", "proverb", ""),
-    ("where there is a will, there is a way", "proverb", ""),
-    ("too many cooks spoil the broth", "proverb", ""),
-    ("one swallow does not make a summer", "proverb", ""))
+    ("a bird in the hand is worth two in the bush", "proverb, in John Ray's collection", "1670"),
+    ("people who live in glass houses should not throw stones",
+     "proverb, in other words in George Herbert's collection", "1640"),
+    ("where there is a will, there is a way", "proverb, in William Hazlitt's The Fight", "1822"),
+    ("too many cooks spoil the broth",
+     "proverb, in Balthazar Gerbier's Principles of Building", "1662"),
+    ("one swallow does not make a summer",
+     "proverb, in other words in Richard Taverner's Erasmus", "1539"))
 
 
 def pronoun(person: str) -> str:
