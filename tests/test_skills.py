@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import torch
 
-from llama3_scratch import Config, checkpoint
+from llama3_scratch import PROMPT, Config, Tokenizer, checkpoint, forward
 from llama3_scratch.tiny import skills, train, world
 from llama3_scratch.tokenizer import N_SPECIAL
 
@@ -177,6 +177,17 @@ def test_a_model_that_knows_nothing():
     assert loss == pytest.approx(math.log(SMALL.vocab_size), rel=1e-5)
     assert 0.3 < floor < 1.5
     assert skills.quotations(model) == (0, len(world.QUOTATIONS))
+
+
+def test_42_may_be_two_tokens():
+    """With bytes alone it is `4` and then `2`, and both have to be foretold."""
+    weights, config, _ = small_model()
+    bytes_alone = Tokenizer({bytes([byte]): byte for byte in range(256)})
+    ids = torch.tensor(bytes_alone.encode(PROMPT + "42"))
+    chances = forward(weights, ids, config).softmax(-1)
+    expected = float(chances[-3, ord("4")] * chances[-2, ord("2")])
+    found = skills.probability_of_42((weights, config, bytes_alone))
+    assert found == pytest.approx(expected, rel=1e-4) and found < 0.5 * chances[-3, ord("4")]
 
 
 def test_all_quotations_count_and_their_first_two_words_do_not(monkeypatch):
