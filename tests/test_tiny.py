@@ -114,20 +114,16 @@ def test_the_cards_numbers_are_measured():
         skill = table[row[1]]
         assert float(row[2]) == pytest.approx(skill.right, abs=0.02), row[0]
         assert float(row[3]) == pytest.approx(skill.chance, abs=0.01), row[0]
-        assert (
-            skill.rule is None
-            if not row[4]
-            else float(row[4]) == pytest.approx(skill.rule, abs=0.01)
-        )
+        rule = float(row[4]) if row[4] else None
+        assert rule == pytest.approx(skill.rule, abs=0.01), row[0]
         assert int(row[5]) == skill.n
     found = skills.repeats(model)
     rows = [row.split() for row in copies.splitlines()]
     assert [int(row[0]) for row in rows] == list(found)
     for words, *numbers in rows:
         assert [float(n) for n in numbers] == pytest.approx(found[int(words)], abs=0.02)
-    assert [re.split("  +", row)[0] for row in patterns.rstrip("`\n").splitlines()] == list(
-        skills.PATTERNS
-    )
+    names = [row.split("  ")[0] for row in patterns.rstrip("`\n").splitlines()]
+    assert names == list(skills.PATTERNS)
     for name, (scores, _) in skills.heads(model).items():
         line = re.search(rf"^{re.escape(name)} +L(\d+)\.h(\d+) ([\d.]+)", CARD, re.M)
         layer, head, score = line.groups()

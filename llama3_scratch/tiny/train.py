@@ -363,8 +363,8 @@ def main(arguments=None):
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     given = vars(parser.parse_args(arguments))
     try:
-        limits = {"steps": (1, SEED_STRIDE - 1), "rows": (1, 4096), "length": (1, 8192),
-                  "threads": (1, 256), "seed": (0, 999_999)}  # fmt: skip
+        limits = {"steps": (1, SEED_STRIDE - 1), "rows": (1, 4096), "threads": (1, 256),
+                  "length": (1, CONFIG.context_length), "seed": (0, 999_999)}  # fmt: skip
         for name, (least, most) in limits.items():
             value = given[name]
             require(least <= value <= most, f"--{name} is {value}: expected {least} to {most}.")
