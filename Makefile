@@ -26,11 +26,11 @@ run: $(VENV)/.package  ## the prompt, its tokens, the shapes and the next tokens
 test: $(VENV)/.test  ## run everything there is to test
 	LLAMA3_CHECKPOINT=tiny $(NBVAL) --nbval tests notebooks
 	LLAMA3_CHECKPOINT=random $(NBVAL) --nbval-lax notebooks
-	@$(BIN)/python tests/other_sizes.py build/other-sizes
+	@$(BIN)/python tests/book/other_sizes.py build/other-sizes
 	LLAMA3_CHECKPOINT=$(CURDIR)/build/other-sizes $(NBVAL) --nbval-lax notebooks
 
 test-real: $(VENV)/.test  ## on Meta-Llama-3-8B, named by LLAMA3_CHECKPOINT: is the next token 42?
-	$(BIN)/python -m pytest -v -p no:xdist --durations=0 tests/test_real.py
+	$(BIN)/python -m pytest -v -p no:xdist --durations=0 tests/checkpoint/test_real.py
 
 notebooks: $(VENV)/.notebooks  ## run all notebooks again and store their outputs
 	PYTHONPATH=site $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
@@ -55,11 +55,11 @@ serve: site  ## build the site and show it on http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory build/site $(PORT)
 
 tiny: $(VENV)/.notebooks  ## train the tiny model from nothing, as it ships (100 minutes, one core)
-	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny --resume
+	$(BIN)/python -m llama3_scratch.tiny.pretrain --out build/tiny --resume
 	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny
 
 tiny-quick: $(VENV)/.notebooks  ## train a lesser one (about ten minutes, two cores)
-	$(BIN)/python -m llama3_scratch.tiny.train --out build/tiny-quick \
+	$(BIN)/python -m llama3_scratch.tiny.pretrain --out build/tiny-quick \
 	    --steps 2200 --rows 4 --threads 2 --resume
 	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny-quick
 

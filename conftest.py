@@ -1,60 +1,29 @@
-"""What the tests share: sizes, weights, Meta's reference, and how outputs of cells are compared.
+"""What the tests share: Meta's reference, and how the outputs of cells are compared.
 
 nbval runs the notebooks in three lanes (`make test`). Their stored outputs are the tiny model's.
 Under `LLAMA3_CHECKPOINT=random` the cells tagged `nbval-check-output` must print the same
-(`--nbval-lax`). On any other checkpoint nothing is compared: no cell may fail.
+(`--nbval-lax`). On other checkpoints nothing is compared, but no cell may fail.
 """
 
 import os
 import re
 
-# One thread to a worker, in subprocesses and kernels too: more of them only wait for each other.
+# One thread per worker, also in subprocesses and kernels: more only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
-from llama3_scratch import Config, checkpoint
-from llama3_scratch.config import RopeScaling
-
 
 @pytest.fixture(scope="session", autouse=True)
 def the_tests_are_about_tiny():
-    """Whatever checkpoint the reader has named. (nbval's cells have no fixtures.)"""
+    """Ignore the checkpoint that the reader has named. (nbval's cells have no fixtures.)"""
     os.environ.pop("LLAMA3_CHECKPOINT", None)
-
-
-# No two sizes are equal, so that a transposed view cannot pass: D 60, L 4, N 6, K 2, G 3, H 10,
-# P 5, F 77, V 101.
-ODD = Config(60, 4, 6, 2, 101, 7, 1e-5, 500000.0, 0.48)
-
-CONFIGS = {
-    "odd sizes": ODD,
-    "Llama's ratios": Config(192, 3, 8, 2, 512, 32, 1e-5, 500000.0, 1.3),
-    "three to a group, no multiplier": Config(90, 3, 9, 3, 103, 13, 1e-5, 500000.0),
-    "multi-query": Config(96, 2, 6, 1, 107, 32, 1e-6, 10000.0, 1.3),
-    "multi-head": Config(84, 3, 6, 6, 109, 11, 1e-5, 500000.0, 1.1),
-    "scaled RoPE": Config(144, 2, 6, 2, 113, 32, 1e-5, 500000.0, 1.3, RopeScaling(8.0)),
-}
-
-
-def make_weights(config, dtype=torch.float32, seed=0):
-    """Random weights whose norms are not all ones, so that a forgotten one shows."""
-    weights = checkpoint.random_weights(config, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    for name, tensor in weights.items():
-        if tensor.dim() == 1:
-            weights[name] = tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
-    return {name: tensor.to(dtype) for name, tensor in weights.items()}
-
-
-def make_tokens(config, *shape, seed=0):
-    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="session")
 def metas_transformer():
-    """-> a function (config, weights) -> Meta's own `Transformer` with these weights."""
+    """Return a function (config, weights) -> Meta's own `Transformer` with these weights."""
     import torch.distributed as dist
     from fairscale.nn.model_parallel.initialize import initialize_model_parallel
     from llama_models.llama3.args import ModelArgs

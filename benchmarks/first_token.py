@@ -7,8 +7,8 @@ Meta's layout and in Hugging Face's (the 8B: 2 x 16 GB), and runs the book's pro
 fresh processes, one for each repeat: this package on either layout, `transformers` on its own, and
 Meta's reference on Meta's. Each also reads its tokenizer. First with the files' pages in memory
 ("warm"), then with them dropped ("cold", by posix_fadvise). Prints the medians, and the largest
-anonymous memory seen; pages of files are not in it. What it wrote is deleted, unless --directory
-names a place for it; there it is used again. For Linux.
+anonymous memory seen; pages of files are not in it. The written files are deleted, unless
+--directory names a folder for them, in which they are used again. For Linux.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from pathlib import Path
 
 from limited import drop, peaks
 
-SHARD = 5 * 10**9  # bytes: how large transformers makes a file at most
+SHARD = 5 * 10**9  # bytes: the largest file that transformers writes
 
 
 # --- The files ------------------------------------------------------------------------------------
 
 
 def write_metas(folder, _, config):
-    """Random weights, written through the page cache: never more than a tensor in memory."""
+    """Write random weights through the page cache: never more than one tensor in memory."""
     import llama_models
     import torch
 
@@ -41,7 +41,7 @@ def write_metas(folder, _, config):
 
     metas = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
     shutil.copy(metas, folder / "tokenizer.model")
-    ours = {"rope_scaling", "tied_output"}  # keys that Meta's files are without
+    ours = {"rope_scaling", "tied_output"}  # keys that Meta's files do not have
     params = {key: value for key, value in config.to_params().items() if key not in ours}
     (folder / "params.json").write_text(json.dumps(params))
     path = folder / "consolidated.00.pth"
@@ -63,12 +63,13 @@ def write_metas(folder, _, config):
 
 
 def write_hugging_faces(folder, metas, config):
-    """The numbers in Meta's folder as transformers has them, a tensor at a time."""
+    """Write the numbers of Meta's folder in transformers' layout, one tensor at a time."""
     import torch
     from transformers import LlamaConfig
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    from llama3_scratch.huggingface import INDEX, NAMED, SINGLE, hugging_faces_name
+    from llama3_scratch.checkpoint.huggingface import INDEX, SINGLE, hugging_faces_name
+    from llama3_scratch.checkpoint.tokenizers import NAMED
     from llama3_scratch.tokenizer import SPLIT_PATTERN
 
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
@@ -120,9 +121,9 @@ def write_hugging_faces(folder, metas, config):
 
 
 def write_safetensors(path, tensors, H):
-    """As `safetensors.torch.save_file`, which would hold the whole file in memory.
+    """Write as `safetensors.torch.save_file`, which would hold the whole file in memory.
 
-    Query and key rows are turned from neighbours into halves on the way, see huggingface.py.
+    Query and key rows are reordered from neighbours to halves, see huggingface.py.
     """
     import torch
 
@@ -141,7 +142,7 @@ def write_safetensors(path, tensors, H):
             file.write(tensor.view(torch.uint8).numpy().data)
 
 
-# --- What is measured: each is a process of its own -----------------------------------------------
+# --- What is measured: each in its own process ----------------------------------------------------
 
 
 def ours(folder):
@@ -204,7 +205,7 @@ BOOKS_PROMPT = "the answer to the ultimate question of life, the universe, and e
 
 
 def child(peer, folder, began, answer):
-    """Run one; seconds after `began` and the last logits go into the file `answer`."""
+    """Run one peer; save the seconds since `began` and the last logits in the file `answer`."""
     run, layout = PEERS[peer]
     import torch
 
@@ -218,7 +219,7 @@ def child(peer, folder, began, answer):
 
 
 def measure(peer, folder):
-    """-> (seconds at each stage, the last logits, largest anonymous memory), or what it said."""
+    """-> (seconds at each stage, the last logits, largest anonymous memory), or its error text."""
     import torch
 
     answer = folder / "answer.pt"

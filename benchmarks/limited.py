@@ -1,10 +1,10 @@
-"""Run a command with a limit on its memory, page cache counted, and say what it took.
+"""Run a command under a memory limit that counts the page cache, and report what it used.
 
     python benchmarks/limited.py --drop DIR 4 python -m llama3_scratch --checkpoint DIR --max-new 1
 
-The first argument is the limit in GiB. It is set for a control group, in which the pages of a file
-that a process reads or maps count like its own memory, and no swap is given: by `systemd-run` where
-that works, else by the kernel's own files, for which one must be root. For Linux.
+The first argument is the limit in GiB. It is set for a control group without swap, in which the
+pages of a file that a process reads or maps count like its own memory: by `systemd-run` where that
+works, otherwise by the kernel's own files, which needs root. For Linux.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def drop(folder):
 
 
 def anonymous(pid):
-    """Bytes of resident memory that are no file's pages; 0 once the process is gone."""
+    """Return the resident bytes that are not pages of a file; 0 once the process has ended."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
@@ -38,12 +38,12 @@ def anonymous(pid):
 
 
 def peaks(process, group=None):
-    """Wait for a process -> {"anonymous": largest seen, every 20 ms; and what its group says}."""
+    """Wait for a process -> {"anonymous": largest seen every 20 ms, "most": its group's peak}."""
     seen = {"anonymous": 0}
     while process.poll() is None:
         seen["anonymous"] = max(seen["anonymous"], anonymous(process.pid))
         for name in MOST if group else ():
-            with contextlib.suppress(OSError):  # of the other version, or the group is gone
+            with contextlib.suppress(OSError):  # the other version's file, or no group
                 seen["most"] = int((group / name).read_text())
         time.sleep(0.02)
     return seen
@@ -51,7 +51,7 @@ def peaks(process, group=None):
 
 @contextlib.contextmanager
 def limited(n_bytes):
-    """-> (what sets the limit, how a command begins so that it holds, its group or None)."""
+    """-> (what sets the limit, the words to put before a command, its group or None)."""
     scopes = [[*SCOPE, *user, "-p", f"MemoryMax={n_bytes}"] for user in ([], ["--user"])]
     for scope in scopes:
         with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ def limited(n_bytes):
         group.mkdir()
         (group / LIMIT[not version_2]).write_text(str(n_bytes))
         for swap, value in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", n_bytes)):
-            with contextlib.suppress(OSError):  # of the other version, or swap is not counted
+            with contextlib.suppress(OSError):  # the other version's file, or swap is not counted
                 (group / swap).write_text(str(value))
         enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
         yield f"{group}/{LIMIT[not version_2]}", enter, group
@@ -77,7 +77,7 @@ def limited(n_bytes):
 
 
 def group_of(pid):
-    """The folder of a process's control group that counts its memory."""
+    """Return the folder of the control group that counts a process's memory."""
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds in ("", "memory"):

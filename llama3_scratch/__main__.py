@@ -1,86 +1,88 @@
-"""The command line: `python -m llama3_scratch "some prompt"`, and two commands, chat and verify."""
+"""The command line: `python -m llama3_scratch "some prompt"`, and the commands chat and verify."""
 
 import argparse
 import itertools
-import os
 import sys
 import textwrap
 
-from llama3_scratch import (
-    PROMPT,
-    InputError,
-    checkpoint,
-    generate,
-    load,
-    memory,
-    model,
-    shape,
-    watch,
-)
+from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
 from llama3_scratch.chat import chat
-from llama3_scratch.checkpoint import DTYPES
-from llama3_scratch.verify import checks
+from llama3_scratch.checkpoint import memory
+from llama3_scratch.checkpoint.lazy import DTYPES
+from llama3_scratch.checkpoint.source import open_checkpoint
+from llama3_scratch.checkpoint.verify import checks
+from llama3_scratch.watch import progress
 
-LARGE = 500_000_000  # parameters, from which on it is said what a checkpoint needs
+LARGE = 500_000_000  # above this many parameters the memory plan is printed
+CHAT_ROOM = 256  # tokens of questions and answers that a chat's memory plan allows for
+WATCHED = model.forward, model.block, model.attention
 INDENT = {"initial_indent": "  ", "subsequent_indent": "  ", "break_long_words": False}
 WHERE = (
-    "Without --checkpoint the environment variable LLAMA3_CHECKPOINT names one; without that it is "
-    "the tiny Llama 3 that ships with this package. "
+    "Without --checkpoint the environment variable LLAMA3_CHECKPOINT names one; if it is not set, "
+    "the tiny Llama 3 that ships with this package is used. "
 )
 ABOUT = {  # command: (what --help says first, and last)
     "": (
-        "Run a prompt through Llama 3 and watch: the tokens with their ids, the shape of each "
-        "stage, the five likeliest next tokens, and then the text as it is chosen.",
-        WHERE + "Two words in the first place are commands: 'chat', a conversation, and 'verify', "
-        "which checks a checkpoint's files; each has its own --help. To use one of the two as a "
-        "prompt put -- before it.",
+        "Run a prompt through Llama 3 and look inside: the tokens with their ids, the shape of "
+        "each stage, the five likeliest next tokens, and then the text as it is generated.",
+        WHERE + "The first word may be a command: 'chat', for a conversation, or 'verify', to "
+        "check a checkpoint's files; each has its own --help. To use one of these two words as a "
+        "prompt, put -- before it.",
     ),
     "chat": (
-        "Talk with an Instruct model: each line is a message, the answer comes as it is chosen. "
-        "Ctrl-C stops an answer, Ctrl-D leaves (on Windows Ctrl-Z and Enter). When the "
-        "conversation outgrows the model's context, its oldest part is forgotten, and said so.",
-        WHERE + "The files do not say whether weights are an Instruct model's; others, tiny among "
-        "them, do not know the chat format and answer nonsense.",
+        "Talk with an Instruct model: each line is a message; its answer appears as it is "
+        "generated. Ctrl-C stops an answer, Ctrl-D (on Windows Ctrl-Z and Enter) the program. "
+        "When the conversation outgrows the model's context, the oldest turns are dropped, with a "
+        "notice.",
+        WHERE + "The files do not say whether the weights are an Instruct model's; other models, "
+        "including tiny, do not know the chat format and answer nonsense.",
     ),
     "verify": (
-        "Check a checkpoint's files, one line for each check: sizes and hashes (Meta's "
-        "checklist.chk, or what is known of a download), the settings, names, shapes and types of "
-        "the tensors, every number, the scaling of RoPE, the tokenizer and the prompt's ids.",
-        "The exit code is 0, or 2 when a line begins with FAULT. What there is nothing to compare "
-        "with is 'skipped'. Every byte is read; 16 GB take some minutes.",
+        "Check a checkpoint's files, one line for each check: sizes and hashes (from Meta's "
+        "checklist.chk, or recorded at the download), the settings, names, shapes and types of the "
+        "tensors, whether all numbers are finite, RoPE's scaling, the tokenizer, the prompt's ids.",
+        "The exit code is 0, or 2 if a line begins with FAULT. A check is 'skipped' if there is "
+        "nothing to compare with. Every byte is read, which takes some minutes for 16 GB.",
     ),
 }
 
 
 def parser(command=""):
-    """The arguments of a command, as its `--help` shows them."""
+    """Return the parser of a command's arguments, with the text of its `--help`."""
     description, epilog = ABOUT[command]
     prog = f"python -m llama3_scratch {command}".strip()
     args = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
     add = args.add_argument
     if command == "verify":
-        add("directory", metavar="DIR", help="a checkpoint's folder, or: tiny")
+        add("directory", metavar="DIR", help="a folder, owner/name on Hugging Face, or tiny")
         return args
     if command == "chat":
-        add("--system", metavar="TEXT", help="what the model is told before the first message")
+        add("--system", metavar="TEXT", help="the system message, sent before the first question")
     else:
         add("prompt", nargs="?", default=PROMPT, help=f'the text to continue (default: "{PROMPT}")')
     max_new, temperature, top_p = (512, 0.6, 0.9) if command == "chat" else (32, 0.0, 1.0)
-    add("--checkpoint", metavar="DIR", help="a checkpoint's folder, or: tiny, random")
+    add("--checkpoint", metavar="DIR", help="a folder, owner/name on Hugging Face, tiny or random")
     default = "(default: %(default)s)"
     add("--max-new", type=int, default=max_new, metavar="N", help=f"at most N new tokens {default}")
     add("--temperature", type=float, default=temperature, metavar="X", help="0 takes the likeliest "
-        f"token each time; 1 draws by the model's own probabilities {default}")  # fmt: skip
-    add("--top-p", type=float, default=top_p, metavar="X", help="draw only among the likeliest "
-        f"tokens that together have probability X; 1 is all {default}")  # fmt: skip
-    add("--seed", type=int, metavar="N", help="for drawing the same text again")
+        f"token each time; 1 samples from the model's own probabilities {default}")  # fmt: skip
+    add("--top-p", type=float, default=top_p, metavar="X", help="sample only from the likeliest "
+        f"tokens that together have probability X; 1 keeps all {default}")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="the same N samples the same text again")
     add("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, mps")
     add("--dtype", choices=DTYPES, help="the type to compute in (default: as stored)")
     return args
 
 
+def print_tokens(tokens, config, tokenizer):
+    """Print the model's size and the prompt's tokens with their ids."""
+    pieces = [f"{tokenizer.decode([token])!r} {token}".replace(" ", "\0") for token in tokens]
+    print(f"{config.n_parameters:,} parameters in {config.n_layers} layers\n\n{len(tokens)} tokens")
+    print(textwrap.fill("  ".join(pieces), 96, **INDENT).replace("\0", " "), flush=True)
+
+
 def print_stages(seen, config, tokenizer):
-    """Print what `watch` saw of a forward pass: the stages' shapes, the five likeliest tokens."""
+    """Print what `watch` recorded of a forward pass: stages' shapes, the five likeliest tokens."""
     by_name = {call["def"]: call for call in seen}
     whole, inside, heads = (by_name[name] for name in ("forward", "block", "attention"))
     stages = [
@@ -100,36 +102,31 @@ def print_stages(seen, config, tokenizer):
         print(f"  {tokenizer.decode([token])!r:14} {token:>7}  {probability:.4f}")
 
 
-def loaded(args):
-    """`load`, as the arguments say; of a large checkpoint the plan is printed first, on stderr.
+def loaded(args, stored, tokens):
+    """An opened checkpoint -> weights, config, tokenizer, loaded as the arguments say.
 
-    A pass that takes long shows the layer that it is at. Raises `InputError`.
+    tokens: the prompt's number of tokens. The weights are loaded by the memory plan, which is
+    printed on stderr if the checkpoint is large. Raises `InputError`.
     """
-    device, dtype = checkpoint.usable(args.device), DTYPES.get(args.dtype)
-    folder, config = checkpoint.find(args.checkpoint)
+    device, config = memory.usable(args.device), stored.config
+    dtype = DTYPES.get(args.dtype) or stored.weights["norm.weight"].dtype
+    plan = memory.plan(config, dtype, device, tokens, tokens + args.max_new, stored.weights)
     if config.n_parameters > LARGE:
-        stored = checkpoint.read_weights(folder, config)["norm.weight"].dtype
-        plan = memory.plan(
-            config, dtype or stored, device, context=256 + args.max_new, stored=stored,
-            reordered=not (folder / "params.json").exists(),
-        )  # fmt: skip
         print(plan, end="\n\n", file=sys.stderr, flush=True)
-    weights, config, tokenizer = load(args.checkpoint, dtype, device)
-    return memory.with_progress(weights, config.n_layers), config, tokenizer
+    return load(stored, dtype, device, plan)
 
 
 def run(args):
-    """Do what the arguments say; raises `InputError`."""
-    weights, config, tokenizer = loaded(args)
-    tokens = tokenizer.encode(args.prompt)
-    new = generate(
-        weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
-        seed=args.seed, stop=tokenizer.stop_ids,
-    )  # fmt: skip
-    pieces = [f"{tokenizer.decode([token])!r} {token}".replace(" ", "\0") for token in tokens]
-    print(f"{config.n_parameters:,} parameters in {config.n_layers} layers\n\n{len(tokens)} tokens")
-    print(textwrap.fill("  ".join(pieces), 96, **INDENT).replace("\0", " "), flush=True)
-    with watch(model.forward, model.block, model.attention) as seen:
+    """Run the prompt through the model and continue it. Raises `InputError`."""
+    stored = open_checkpoint(args.checkpoint)
+    tokens = stored.tokenizer.encode(args.prompt)
+    weights, config, tokenizer = loaded(args, stored, len(tokens))
+    with progress(config.n_layers) as attend, watch(*WATCHED) as seen:
+        new = generate(
+            weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
+            seed=args.seed, stop=tokenizer.stop_ids, attend=attend,
+        )  # fmt: skip
+        print_tokens(tokens, config, tokenizer)
         first = list(itertools.islice(new, 1))
     if seen:
         print_stages(seen, config, tokenizer)
@@ -141,15 +138,16 @@ def run(args):
 
 
 def run_chat(args):
-    """Talk as the arguments say; raises `InputError`."""
+    """Run a conversation with the given arguments. Raises `InputError`."""
+    stored = open_checkpoint(args.checkpoint)
     chat(
-        *loaded(args), system=args.system, max_new=args.max_new, temperature=args.temperature,
-        top_p=args.top_p, seed=args.seed,
+        *loaded(args, stored, CHAT_ROOM), system=args.system, max_new=args.max_new,
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed,
     )  # fmt: skip
 
 
 def run_verify(args):
-    """Print a line for each check; returns the exit code."""
+    """Print one line per check. Returns the exit code."""
     faults = 0
     for verdict, what, text in checks(args.directory):
         faults += verdict == "FAULT"
@@ -173,15 +171,16 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print()
         return 130
-    except OSError as error:  # what is left of the output goes nowhere, at exit too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever reads it, `head` say, has seen enough
-            return 1
+    except BrokenPipeError:  # the reader, for example `head`, has stopped reading
+        sys.stdout = None  # nothing is flushed at exit
+        return 1
+    except OSError as error:
+        sys.stdout = None
         return _fail(f"the output cannot be written ({error.strerror}).")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        return _fail("this machine has not enough memory: try a smaller --max-new or --dtype.")
+        return _fail("this machine has too little memory: try a smaller --max-new or --dtype.")
 
 
 def _fail(message):

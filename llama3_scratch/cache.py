@@ -1,46 +1,50 @@
-"""Keys and values kept between steps: the only state."""
+"""The key/value cache: the only state between two calls of `forward`."""
 
 import torch
 
-from llama3_scratch.config import require
+from llama3_scratch.errors import require
 
 
 class Cache:
-    """The rotated keys and the values of every position so far, of every layer.
+    """The rotated keys and the values of every position so far, for every layer.
 
-    keys, values: [L, ..., C, K, H], made at once for C positions (the capacity), of which the
-    first `length` are filled; at 8B in bfloat16 a position takes 2 L K H x 2 bytes = 128 KiB.
-    An interrupted `forward` leaves `length`, and so the content, as it was. Type and leading
-    dimensions are those of the weights and the tokens; it is for inference, without gradients.
+    keys, values: [L, ..., K, C, H], allocated once for C positions (the capacity); the first
+    `length` of them are filled. One head's keys are contiguous in memory. At 8B in bfloat16 a
+    position takes 2 L K H x 2 bytes = 128 KiB. An interrupted `forward` leaves `length`, and so
+    the content, as it was. The cache is for inference: gradients do not pass through it.
     """
 
     def __init__(self, config, capacity, batch=(), dtype=torch.float32, device="cpu"):
-        """capacity: positions, at most `config.context_length`; batch: the leading dimensions."""
+        """Allocate room for `capacity` positions, at most `config.context_length`.
+
+        batch: the leading dimensions of the tokens; dtype, device: those of the weights.
+        """
         limit = config.context_length
         require(
             0 < capacity <= limit,
-            f"a cache for {capacity} positions: expected 1 to {limit}, the model's context length.",
+            f"capacity is {capacity}: expected 1 to {limit}, the model's context length.",
         )
-        shape = (config.n_layers, *batch, capacity, config.n_kv_heads, config.head_dim)
+        shape = (config.n_layers, *batch, config.n_kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
 
     def layer(self, i):
-        """The cache of layer i, as `attention` takes it."""
+        """Return the cache of layer i, as `attention` takes it."""
         return LayerCache(self.keys[i], self.values[i], self.length)
 
 
 class LayerCache:
-    """One layer's part of a `Cache`: views [..., C, K, H] of its keys and values."""
+    """One layer's part of a `Cache`: views [..., K, C, H] of its keys and values."""
 
     def __init__(self, keys, values, length):
         self.keys, self.values, self.length = keys, values, length
 
     def append(self, key, value):
-        """[..., T, K, H] twice -> [..., S, K, H] twice: stores the new, gives back all so far."""
-        stop, capacity = self.length + key.shape[-3], self.keys.shape[-3]
+        """[..., T, K, H] twice -> [..., S, K, H] twice: store the new ones, return views of all."""
+        stop, capacity = self.length + key.shape[-3], self.keys.shape[-2]
         require(stop <= capacity, f"the cache has {capacity} positions: expected at least {stop}.")
-        self.keys[..., self.length : stop, :, :] = key
-        self.values[..., self.length : stop, :, :] = value
-        return self.keys[..., :stop, :, :], self.values[..., :stop, :, :]
+        self.keys[..., self.length : stop, :] = key.transpose(-3, -2)
+        self.values[..., self.length : stop, :] = value.transpose(-3, -2)
+        keys, values = self.keys[..., :stop, :], self.values[..., :stop, :]
+        return keys.transpose(-3, -2), values.transpose(-3, -2)

@@ -1,16 +1,19 @@
 """A conversation with an Instruct model: `python -m llama3_scratch chat`."""
 
+import contextlib
+import itertools
 import sys
 
-from llama3_scratch.config import InputError
-from llama3_scratch.generate import generate
+from llama3_scratch.errors import InputError, require
+from llama3_scratch.generate import check_sampling, generate
+from llama3_scratch.watch import progress
 
 
 def fit(system, turns, tokenizer, room):
-    """The system message in a list, or [], turns, Tokenizer, tokens -> (turns that stay, all ids).
+    """[system message] or [], turns, Tokenizer, room in tokens -> (the turns that fit, all ids).
 
-    While there are more ids than `room`, the oldest question and its answer go. The system message
-    and the last question stay in any case.
+    While there are more ids than `room`, the oldest question and its answer are dropped. The system
+    message and the last question are always kept.
     """
     ids = tokenizer.encode_chat(system + turns)
     while len(ids) > room and len(turns) > 1:
@@ -24,26 +27,27 @@ def chat(
 ):
     """Answer each line of standard input, until its end; answers go to standard output.
 
-    Ctrl-C stops an answer; what was said of it stays in the conversation. Ctrl-C once more before
-    the next question leaves, as the end of the input (Ctrl-D) does. What the program itself has to
-    say goes to standard error. At most `max_new` tokens to an answer. Every turn computes the whole
-    conversation anew: the ids of an answer's text need not be those that the model chose, so a kept
-    cache could be of other tokens. Raises `InputError` for a bad argument before anything is read.
+    Ctrl-C stops an answer; the part already written stays in the conversation. A second Ctrl-C
+    before the next question ends the program, as does the end of the input (Ctrl-D). Notices go to
+    standard error. An answer has at most `max_new` tokens. Every turn computes the whole
+    conversation again: encoding an answer's text need not give the ids that the model chose, so
+    the cache of the previous turn could belong to other tokens. Raises `InputError` for a bad
+    argument before anything is read.
     """
-
-    def answer(ids):
-        return generate(
-            weights, ids, config, max_new, temperature=temperature, top_p=top_p, seed=seed,
-            stop=tokenizer.stop_ids,
-        )  # fmt: skip
-
+    check_sampling(max_new, temperature, None, top_p, seed)
     first = [{"role": "system", "content": system}] if system else []
-    answer(tokenizer.encode_chat(first))  # nothing is computed, but the arguments are checked
+    room = config.context_length - max_new
+    n_first = len(tokenizer.encode_chat(first))
+    require(
+        n_first < room,
+        f"before any question there are {n_first} tokens and max_new is {max_new}: expected at "
+        f"most {config.context_length} in all, this model's context length.",
+    )
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     terminal, turns, interrupted = sys.stdin.isatty(), [], False
     if terminal:
-        _say("(Ctrl-C stops an answer. Ctrl-D, on Windows Ctrl-Z and Enter, leaves.)")
+        _say("(Ctrl-C stops an answer. Ctrl-D, on Windows Ctrl-Z and Enter, ends the program.)")
     while True:
         try:
             question = input("> " if terminal else "")
@@ -53,28 +57,35 @@ def chat(
             if interrupted:
                 return
             interrupted = True
-            _say("\n(Ctrl-C again, or the end of the input, leaves.)")
+            _say("\n(Ctrl-C again, or the end of the input, ends the program.)")
             continue
         if not question.strip():
             continue
         asked, pieces, interrupted = [*turns, {"role": "user", "content": question}], [], False
-        try:
-            kept, ids = fit(first, asked, tokenizer, config.context_length - max_new)
-            new = answer(ids)
-        except InputError as error:  # the arguments are right, so it is the question's length
-            _say(f"(not sent, ask something shorter: {error})")
-            continue
-        if gone := len(asked) - len(kept):
-            _say(f"(the model's context is full: the oldest {gone // 2} of your questions and "
-                 "their answers are forgotten from here on)")  # fmt: skip
-        try:
-            for piece in tokenizer.stream(new):
-                pieces.append(piece)
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            interrupted = True
+        with contextlib.ExitStack() as bar:
+            attend = bar.enter_context(progress(config.n_layers))
+            try:
+                kept, ids = fit(first, asked, tokenizer, room)
+                new = generate(
+                    weights, ids, config, max_new, temperature=temperature, top_p=top_p, seed=seed,
+                    stop=tokenizer.stop_ids, attend=attend,
+                )  # fmt: skip
+            except InputError as error:  # the question is too long: all else was checked above
+                _say(f"(not sent, ask something shorter: {error})")
+                continue
+            if gone := len(asked) - len(kept):
+                _say(f"(the model's context is full: the oldest {gone // 2} of your questions and "
+                     "their answers are dropped)")  # fmt: skip
+            try:
+                start = list(itertools.islice(new, 1))
+                bar.close()
+                for piece in tokenizer.stream(itertools.chain(start, new)):
+                    pieces.append(piece)
+                    print(piece, end="", flush=True)
+            except KeyboardInterrupt:
+                interrupted = True
         print(flush=True)
-        if len(pieces) > max_new:  # no stop token came: a piece for each, and the stream's last
+        if len(pieces) > max_new:  # no stop token: one piece per token, and the stream's last
             _say(f"(cut at {max_new} tokens, see --max-new)")
         turns = [*kept, {"role": "assistant", "content": "".join(pieces)}]
 

@@ -1,44 +1,22 @@
 """Sizes and names: the architecture of Llama 3 as a table.
 
-One letter for each size, here and in every docstring, comment, equation and figure:
+Each size has one letter, here and in every docstring, comment, equation and figure:
 
     T  tokens now being computed (queries)          N  query heads
     S  tokens attended to (keys): cached + T        K  key/value heads
-    V  vocabulary                                   G  query heads to one key/value head, N/K
-    L  layers                                       H  head size, D/N
-    D  width of the residual stream                 P  rotated pairs, H/2
-    F  feed-forward width
+    C  positions that a cache has room for          G  query heads per key/value head, N/K
+    V  vocabulary                                   H  head size, D/N
+    L  layers                                       P  rotated pairs, H/2
+    D  width of the residual stream                 F  feed-forward width
 """
 
 import json
 import math
-import operator
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-
-class InputError(ValueError):
-    """A file, a setting or an argument is not what it should be; the message says what to do."""
-
-
-def require(condition, message):
-    """Raise `InputError` with this message unless the condition holds."""
-    if not condition:
-        raise InputError(message)
-
-
-def short(value):
-    """How a value of a file is shown in a message: its beginning."""
-    return repr(value)[:99]
-
-
-def whole(name, value):
-    """value as an int, if it is a whole number of any type (numpy's, a tensor's)."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} is {short(value)}: expected a whole number.") from None
+from llama3_scratch.errors import InputError, require, short
 
 
 def _require_positive(name, value, kinds):
@@ -50,10 +28,11 @@ def _require_positive(name, value, kinds):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 and later slow RoPE's long waves (`apply_scaling` in Meta's model.py).
+    """How Llama 3.1 and later lower RoPE's low frequencies (`apply_scaling` in Meta's model.py).
 
-    Wavelengths are in tokens. Those under `original_length / high_freq_factor` stay, those over
-    `original_length / low_freq_factor` become `factor` times longer, with a ramp between the two.
+    Wavelengths are in tokens. Those under `original_length / high_freq_factor` stay as they are,
+    those over `original_length / low_freq_factor` become `factor` times longer, and in between the
+    frequencies are interpolated.
     """
 
     factor: float
@@ -75,9 +54,9 @@ class RopeScaling:
 class Config:
     """The sizes of one model, under Meta's names (`params.json`, `llama3/args.py`).
 
-    The last three say what Meta's `params.json` does not: how RoPE is scaled, whether the output
-    matrix is the embedding table, and for how many positions a model was trained that is neither
-    Llama 3 nor 3.1. Raises `InputError` for values that are impossible or do not fit.
+    The last three fields are not in Meta's `params.json`: how RoPE is scaled, whether the output
+    matrix is the embedding table, and the number of positions that a model was trained for if it
+    is neither Llama 3 nor 3.1. Raises `InputError` for values that are impossible or inconsistent.
     """
 
     dim: int  # D
@@ -112,12 +91,12 @@ class Config:
         require(
             self.dim % (2 * N) == 0,
             f"dim is {self.dim}: expected a multiple of 2 x n_heads = {2 * N}, so that all heads "
-            "have one size and split into pairs for RoPE.",
+            "have the same size and split into pairs for RoPE.",
         )
         require(
-            self.n_layers <= 1000 and 0 < self.ffn_dim < 2**31,
-            f"n_layers is {self.n_layers} and F, from dim, ffn_dim_multiplier and multiple_of, is "
-            f"{self.ffn_dim}: expected at most 1000 layers and an F from 1 to 2^31.",
+            self.ffn_dim > 0,
+            f"F (from dim, ffn_dim_multiplier and multiple_of) is {self.ffn_dim}: "
+            "expected 1 or more.",
         )
 
     @property
@@ -135,31 +114,31 @@ class Config:
 
     @property
     def context_length(self) -> int:
-        """Positions the model was made for: 8192, or 131072 since 3.1 (Meta's model cards)."""
+        """Positions that the model was trained for: 8192, or 131072 from 3.1 on (model cards)."""
         return self.trained_length or (8192 if self.rope_scaling is None else 131072)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The alphabet of this model: {letter: number}; T and S depend on the text."""
+        """This model's {letter: number}; T, S and C depend on the input, not on the model."""
         N, K, H = self.n_heads, self.n_kv_heads, self.head_dim
         model = {"V": self.vocab_size, "L": self.n_layers, "D": self.dim, "F": self.ffn_dim}
         return model | {"N": N, "K": K, "G": N // K, "H": H, "P": H // 2}
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers training has to find; a tied output matrix counts once."""
+        """The number of trained values; a tied output matrix is counted once."""
         every = sum(math.prod(shape) for shape in weight_shapes(self).values())
         return every - self.tied_output * self.vocab_size * self.dim
 
     @classmethod
     def from_params(cls, path: str | Path) -> "Config":
-        """Read a `params.json`. Raises `InputError` for every unknown, missing or bad key.
+        """Read a `params.json`. Raises `InputError` if a key is unknown or missing, or a value bad.
 
-        `use_scaled_rope: true` says that RoPE is scaled, not by how much. Meta's reference code
-        has 8 built in, which is right for 3.1; but 3.2-1B and 3.2-3B were trained with 32 (see
-        their `config.json`), so these two are known by their sizes. The keys `rope_scaling`,
-        `tied_output` and `trained_length` are this project's own, for models that no such rule
-        knows.
+        `use_scaled_rope: true` says that RoPE is scaled, but not by how much. Meta's reference
+        code always uses 8, which is right for 3.1; but 3.2-1B and 3.2-3B were trained with 32 (see
+        their `config.json`), so these two are recognised by their sizes. The keys `rope_scaling`,
+        `tied_output` and `trained_length` are this project's own; `to_params` writes those that
+        are set.
         """
         params = read_json(Path(path))
         names = {field.name for field in fields(cls)}
@@ -167,7 +146,10 @@ class Config:
         optional = own | {"ffn_dim_multiplier", "use_scaled_rope"}
         faults = [f"\n  unknown key {short(key)}" for key in params if key not in names | optional]
         faults += [f"\n  missing key {key!r}" for key in sorted(names - optional - params.keys())]
-        require(not faults, f"{path} is not of a Llama 3 text model:{''.join(faults[:16])}")
+        require(
+            not faults,
+            f"{path} is not the params.json of a Llama 3 text model:{''.join(faults[:16])}",
+        )
         scaled, scaling = params.pop("use_scaled_rope", False), params.pop("rope_scaling", None)
         try:
             require(
@@ -194,13 +176,13 @@ class Config:
         return replace(config, rope_scaling=RopeScaling(factor=8.0))
 
     def to_params(self) -> dict:
-        """The content of a `params.json` from which `from_params` makes this config again."""
+        """Return the content of a `params.json` from which `from_params` makes the same config."""
         params = {key: value for key, value in asdict(self).items() if value not in (None, False)}
         return params | ({"use_scaled_rope": True} if self.rope_scaling else {})
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The whole architecture: {name in Meta's checkpoint: shape}, in the order of Meta's file."""
+    """Return the whole architecture: {name in Meta's checkpoint: shape}, in Meta's order."""
     V, D, F = config.vocab_size, config.dim, config.ffn_dim
     NH, KH = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     one_layer = {
@@ -221,16 +203,16 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def without_doubles(pairs):
-    """The pairs of a JSON object -> a dictionary; a key that stands there twice is an error."""
+    """Return a JSON object's pairs as a dictionary. Raises ValueError if a key is repeated."""
     found = dict(pairs)
     if len(found) < len(pairs):
         name, times = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {short(name)} stands there {times} times")
+        raise ValueError(f"the key {short(name)} occurs {times} times")
     return found
 
 
 def read_json(path):
-    """A file -> the JSON object in it. Raises `InputError`."""
+    """Read a file that holds one JSON object. Raises `InputError`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         params = json.loads(text, object_pairs_hook=without_doubles)
@@ -238,12 +220,12 @@ def read_json(path):
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}). Download it again.") from None
-    require(isinstance(params, dict), f"{path} holds {str(params)[:40]!r}: expected settings.")
+    require(isinstance(params, dict), f"{path} holds {str(params)[:40]!r}: expected an object.")
     return params
 
 
 def _llama(dim, n_layers, n_heads, multiple_of, ffn_dim_multiplier, factor=None, tied=False):
-    """What all released Llama 3 text models share, and what sets them apart."""
+    """Return the config of a released text model, from the fields in which the models differ."""
     return Config(
         dim, n_layers, n_heads, 8, 128256, multiple_of, 1e-5, 500000.0, ffn_dim_multiplier,
         factor and RopeScaling(factor), tied,

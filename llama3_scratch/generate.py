@@ -1,4 +1,4 @@
-"""Choosing a token, and going on."""
+"""Sampling: choose a token, append it, repeat."""
 
 import math
 
@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from llama3_scratch.cache import Cache
-from llama3_scratch.checkpoint import check_finite
-from llama3_scratch.config import InputError, require, whole
+from llama3_scratch.errors import InputError, require, whole
 from llama3_scratch.model import attend as readable_attend
 from llama3_scratch.model import forward
 
@@ -15,11 +14,11 @@ from llama3_scratch.model import forward
 def token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):
     """[..., V], float32 -> [..., V]: the probabilities from which the next token is drawn.
 
-    The logits are divided by the temperature; then only the `top_k` likeliest tokens stay; then
-    only the smallest set of likeliest tokens whose sum exceeds `top_p` of what is left, or all for
-    1 (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751, cut as in Meta's `sample_top_p`).
+    The logits are divided by the temperature. Then only the `top_k` likeliest tokens are kept, and
+    of these the smallest set of likeliest tokens whose share exceeds `top_p`; 1 keeps all (nucleus
+    sampling, Holtzman et al. 2019, arXiv:1904.09751, cut as in Meta's `sample_top_p`).
     """
-    below_best = logits - logits.amax(-1, keepdim=True)  # at most 0: a low temperature is no risk
+    below_best = logits - logits.amax(-1, keepdim=True)  # at most 0, so exp cannot overflow
     probabilities = F.softmax((below_best / temperature).nan_to_num(nan=0.0), dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
@@ -38,37 +37,40 @@ def choose(logits, temperature=0.0, top_k=None, top_p=1.0, generator=None):
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def generate(
-    weights, tokens, config, max_new, *,
-    temperature=0.0, top_k=None, top_p=1.0, seed=None, stop=(), attend=readable_attend,
-):  # fmt: skip
-    """Weights, prompt's ids, Config -> a generator of at most `max_new` further ids.
-
-    The prompt goes through the model at once, then each chosen token alone, with a cache. A token
-    of `stop` (for instance `tokenizer.stop_ids`) ends the text and is not given out. The same seed
-    gives the same ids on the same machine; None draws a new one. Raises `InputError` for a bad
-    argument before anything is computed, and for weights that are not finite.
-    """
-    tokens = [whole("a token", token) for token in tokens]
-    max_new, V, limit = whole("max_new", max_new), config.vocab_size, config.context_length
-    require(tokens, "the prompt has no tokens: expected at least <|begin_of_text|>.")
-    outside = [token for token in tokens if not 0 <= token < V]
-    require(not outside, f"there is no token {outside[:1]}: ids go from 0 to {V - 1}.")
-    require(max_new >= 0, f"max_new is {max_new}: expected 0 or more tokens.")
-    require(
-        len(tokens) + max_new <= limit,
-        f"the prompt has {len(tokens)} tokens and max_new is {max_new}: expected at most {limit} "
-        "in all, this model's context length.",
-    )
+def check_sampling(max_new, temperature=0.0, top_k=None, top_p=1.0, seed=None):
+    """Raise `InputError` for an argument of `generate` that is invalid with every prompt."""
+    require(whole("max_new", max_new) >= 0, f"max_new is {max_new}: expected 0 or more tokens.")
     require(0 <= temperature < math.inf, f"temperature is {temperature}: expected 0 or more.")
     require(0 < top_p <= 1, f"top_p is {top_p}: expected more than 0 and at most 1.")
     require(
         top_k is None or whole("top_k", top_k) >= 1,
         f"top_k is {top_k}: expected 1 or more, or None for all.",
     )
+    if seed is not None:
+        whole("seed", seed)
+
+
+def generate(
+    weights, tokens, config, max_new, *,
+    temperature=0.0, top_k=None, top_p=1.0, seed=None, stop=(), attend=readable_attend,
+):  # fmt: skip
+    """Weights, the prompt's ids, Config -> a generator of at most `max_new` new ids.
+
+    The whole prompt goes through the model in one pass, then each chosen token alone, with a cache.
+    A token of `stop` (for instance `tokenizer.stop_ids`) ends the text and is not yielded. The same
+    seed gives the same ids on the same machine; None draws a new seed. Raises `InputError` for a
+    bad argument before anything is computed, and for logits that are not finite.
+    """
+    tokens = [whole("a token", token) for token in tokens]
+    V, limit = config.vocab_size, config.context_length
+    require(tokens, "the prompt has no tokens: expected at least <|begin_of_text|>.")
+    outside = [token for token in tokens if not 0 <= token < V]
+    require(not outside, f"there is no token {outside[:1]}: ids go from 0 to {V - 1}.")
+    check_sampling(max_new, temperature, top_k, top_p, seed)
     require(
-        seed is None or -(2**63) <= whole("seed", seed) < 2**63,
-        f"seed is {seed}: expected a whole number of 64 bits, or None.",
+        len(tokens) + max_new <= limit,
+        f"the prompt has {len(tokens)} tokens and max_new is {max_new}: expected at most {limit} "
+        "in all, this model's context length.",
     )
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     return _steps(weights, tokens, config, max_new, sampling, seed, set(stop), attend)
@@ -83,8 +85,11 @@ def _steps(weights, tokens, config, max_new, sampling, seed, stop, attend):
     for _ in range(max_new):
         logits = forward(weights, torch.tensor(tokens, device=norm.device), config, cache, attend)
         if not torch.isfinite(logits[-1]).all():
-            check_finite(weights)
-            raise InputError(f"the logits overflow in {norm.dtype}: use a wider type (dtype).")
+            raise InputError(
+                f"the logits are not finite. Either they overflow in {norm.dtype} (use a wider "
+                "dtype), or the weights hold NaN or infinity (`python -m llama3_scratch verify "
+                "DIR` names the tensors)."
+            )
         tokens = [choose(logits[-1], **sampling, generator=generator)]
         if tokens[0] in stop:
             return

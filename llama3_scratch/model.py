@@ -2,7 +2,8 @@
 
 The letters are those of config.py; `...` stands for any number of leading dimensions, or none.
 Precision and order of every step are those of Meta's llama3/model.py, so the logits are equal in
-every bit. Names are assigned once (but for the stream in `forward`), and `watch` shows them."""
+every bit. Each name is assigned once per function (except `stream`), so `watch` can show them all.
+"""
 
 import math
 
@@ -10,10 +11,18 @@ import torch
 import torch.nn.functional as F
 
 
+def linear(x, weight):
+    """[..., I], [O, I] -> [..., O]: x times the transposed weight.
+
+    The weight is a matrix, or any object whose `.T` can be multiplied from the left.
+    """
+    return x @ weight.T
+
+
 def rms_norm(x, weight, eps):
     """[..., D], [D], eps -> [..., D]. Zhang and Sennrich 2019, arXiv:1910.07467.
 
-    Each row gets mean square 1 in float32; back in x's type, each column gets its weight.
+    Each row is scaled to mean square 1 in float32, cast back, and multiplied by the weight.
     """
     wide = x.float()  # [..., D]
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)  # [..., D]
@@ -21,32 +30,53 @@ def rms_norm(x, weight, eps):
 
 
 def rope_frequencies(config):
-    """Config -> [P], float32: radians per position. Su et al. 2021, arXiv:2104.09864."""
+    """Config -> [P], float32: radians per position. Su et al. 2021, arXiv:2104.09864.
+
+    From Llama 3.1 on, low frequencies are divided by a factor (Meta's `apply_scaling`).
+    """
     H = config.head_dim
-    plain = 1.0 / config.rope_theta ** (torch.arange(0, H, 2).float() / H)  # [P]
-    if config.rope_scaling is None:
-        return plain  # from Llama 3.1 on the long waves are slowed, as in Meta's `apply_scaling`
-    by = config.rope_scaling
-    turns = by.original_length / (2 * torch.pi / plain)  # [P]
-    kept = ((turns - by.low_freq_factor) / (by.high_freq_factor - by.low_freq_factor)).clamp(0, 1)
-    return (1 - kept) * plain / by.factor + kept * plain
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, H, 2).float() / H)  # [P]
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_length / (2 * torch.pi / frequencies)  # [P]
+    unscaled = ((turns - low) / (high - low)).clamp(0, 1)  # [P]
+    return (1 - unscaled) * frequencies / scaling.factor + unscaled * frequencies
+
+
+def rotations_at(positions, config):
+    """[T], Config -> [T, P]: each position's rotations, complex numbers of size 1."""
+    frequencies = rope_frequencies(config).to(positions.device)  # [P]
+    angles = torch.outer(positions.float(), frequencies)  # [T, P]
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x, rotations):
     """[..., T, N, H], [T, P] -> [..., T, N, H] (for keys: K in place of N).
 
-    Neighbours (0, 1), (2, 3), ... are a complex number; it is multiplied by its rotation.
+    Neighbours (0, 1), (2, 3), ... form complex numbers; each is multiplied by its rotation.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [..., T, N, P]
     turned = pairs * rotations[:, None, :]  # [..., T, N, P]
     return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
+def causal_mask(positions, stop):
+    """[T], S -> [T, S]: 0 where a query may attend, minus infinity on the keys after it.
+
+    positions: those of the queries; the keys are at positions 0 to stop - 1.
+    """
+    ahead = torch.arange(stop, device=positions.device) > positions[:, None]  # [T, S]
+    return torch.where(ahead, -math.inf, 0.0)
+
+
 def attend(query, keys, values, mask):
     """[..., T, N, H], [..., S, K, H], [..., S, K, H], [T, S] -> [..., T, N, H].
 
-    G neighbouring query heads read one key/value head (Ainslie et al. 2023, arXiv:2305.13245). It
-    is laid out once for each of them, as Meta does: the last bit of a product depends on that.
+    G neighbouring query heads share one key/value head (Ainslie et al. 2023, arXiv:2305.13245).
+    Keys and values are repeated for each query head, as in Meta's code: the last bit of a product
+    depends on the memory layout.
     """
     G = query.shape[-2] // keys.shape[-2]
     keys_read = keys.repeat_interleave(G, dim=-2).transpose(-3, -2)  # [..., N, S, H]
@@ -58,32 +88,24 @@ def attend(query, keys, values, mask):
     return (probabilities @ values_read).transpose(-3, -2)
 
 
-def attend_fused(query, keys, values, mask):
-    """[..., T, N, H], [..., S, K, H], [..., S, K, H], [T, S] -> [..., T, N, H]: `attend`, fused."""
-    # one call of PyTorch: quicker and smaller, and equal only up to rounding
-    q, k, v = (x.transpose(-3, -2) for x in (query, keys, values))
-    outputs = F.scaled_dot_product_attention(q, k, v, mask.type_as(q), enable_gqa=True)
-    return outputs.transpose(-3, -2)
-
-
 def attention(x, weights, rotations, mask, config, cache=None, attend=attend):
     """[..., T, D], a layer's weights and cache, [T, P], [T, S] -> [..., T, D]. arXiv:1706.03762."""
     H = config.head_dim
-    query = (x @ weights["attention.wq.weight"].T).unflatten(-1, (-1, H))  # [..., T, N, H]
-    key = (x @ weights["attention.wk.weight"].T).unflatten(-1, (-1, H))  # [..., T, K, H]
-    value = (x @ weights["attention.wv.weight"].T).unflatten(-1, (-1, H))  # [..., T, K, H]
+    query = linear(x, weights["attention.wq.weight"]).unflatten(-1, (-1, H))  # [..., T, N, H]
+    key = linear(x, weights["attention.wk.weight"]).unflatten(-1, (-1, H))  # [..., T, K, H]
+    value = linear(x, weights["attention.wv.weight"]).unflatten(-1, (-1, H))  # [..., T, K, H]
     rotated_query = rotate(query, rotations)  # [..., T, N, H]
     rotated_key = rotate(key, rotations)  # [..., T, K, H]
-    keys, values = cache.append(rotated_key, value) if cache else (rotated_key, value)
+    keys, values = (rotated_key, value) if cache is None else cache.append(rotated_key, value)
     outputs = attend(rotated_query, keys, values, mask)  # [..., T, N, H]
-    return outputs.flatten(-2) @ weights["attention.wo.weight"].T
+    return linear(outputs.flatten(-2), weights["attention.wo.weight"])
 
 
 def feed_forward(x, weights):
     """[..., T, D], one layer's weights -> [..., T, D]. SwiGLU: Shazeer 2020, arXiv:2002.05202."""
-    gate = F.silu(x @ weights["feed_forward.w1.weight"].T)  # [..., T, F]
-    up = x @ weights["feed_forward.w3.weight"].T  # [..., T, F]
-    return (gate * up) @ weights["feed_forward.w2.weight"].T
+    gate = F.silu(linear(x, weights["feed_forward.w1.weight"]))  # [..., T, F]
+    up = linear(x, weights["feed_forward.w3.weight"])  # [..., T, F]
+    return linear(gate * up, weights["feed_forward.w2.weight"])
 
 
 def block(x, weights, rotations, mask, config, cache=None, attend=attend):
@@ -95,25 +117,23 @@ def block(x, weights, rotations, mask, config, cache=None, attend=attend):
 
 
 def layer(weights, i):
-    """All weights, i -> those of layer i, by their names inside a layer; no other is touched."""
+    """All weights, i -> those of layer i, by their names within it; no others are read."""
     prefix = f"layers.{i}."
     return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
 
 
 def forward(weights, tokens, config, cache=None, attend=attend):
-    """Weights, [..., T], Config -> [..., T, V], float32: the next token's logits everywhere."""
-    start = cache.length if cache else 0
+    """Weights, [..., T], Config -> [..., T, V], float32: next-token logits at each position."""
+    start = 0 if cache is None else cache.length
     stop = start + tokens.shape[-1]
     positions = torch.arange(start, stop, device=tokens.device)  # [T]
-    angles = torch.outer(positions.float(), rope_frequencies(config).to(tokens.device))  # [T, P]
-    rotations = torch.polar(torch.ones_like(angles), angles)  # [T, P]
-    ahead = torch.arange(stop, device=tokens.device) > positions[:, None]  # [T, S]
-    mask = torch.where(ahead, -math.inf, 0.0)  # [T, S]
+    rotations = rotations_at(positions, config)  # [T, P]
+    mask = causal_mask(positions, stop)  # [T, S]
     stream = weights["tok_embeddings.weight"][tokens]  # [..., T, D]
     for i in range(config.n_layers):
-        memory = cache and cache.layer(i)
-        stream = block(stream, layer(weights, i), rotations, mask, config, memory, attend)
-    if cache:
+        layer_cache = None if cache is None else cache.layer(i)
+        stream = block(stream, layer(weights, i), rotations, mask, config, layer_cache, attend)
+    if cache is not None:
         cache.length = stop
     normed = rms_norm(stream, weights["norm.weight"], config.norm_eps)  # [..., T, D]
-    return (normed @ weights["output.weight"].T).float()
+    return linear(normed, weights["output.weight"]).float()

@@ -1,7 +1,7 @@
 """The pictures that the notebooks draw from tensors: functions that make a figure, and `show`.
 
-All stand on a light card of their own, so that they read the same on a light and on a dark page.
-Colours are from matplotlib's viridis, which keeps its order in grey and for colour-blind eyes.
+Each has a light card as its background, so it looks the same on a light and on a dark page.
+Colours are from matplotlib's viridis, which keeps its order in grey and for colour-blind readers.
 """
 
 import cmath
@@ -26,17 +26,17 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
 VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "⏎"})  # white space in labels
-# From the card's white to dark violet: nothing looked at is white, as paper is.
+# From the card's white to dark violet: a probability of 0 is as white as the card.
 _FROM_WHITE = LinearSegmentedColormap.from_list(
     "viridis_from_white", [CARD, *plt.get_cmap("viridis_r")([0.15, 0.4, 0.7, 1.0])]
 )
-COLOURS = ["#440154", "#21918c", "#b8730a", "#5b5b72", "#31688e", "#4d8c2f"]  # 3:1 at least
+COLOURS = ["#440154", "#21918c", "#b8730a", "#5b5b72", "#31688e", "#4d8c2f"]  # contrast 3:1 or more
 
 
 def show(figure, alt) -> Image:
-    """A figure -> a picture for a notebook, as wide as its text, that carries its description.
+    """A figure -> an image for a notebook, as wide as its text, with its description.
 
-    alt: what a reader who cannot see the picture needs to know of it, in a sentence or two.
+    alt: what a reader who cannot see the picture needs to know, in a sentence or two.
     """
     drawn, data = io.BytesIO(), io.BytesIO()
     with plt.rc_context(STYLE):
@@ -52,7 +52,7 @@ def _listed(values):
 
 
 def curves(lines, xlabel, ylabel, title="", log="", size=(6.4, 3.2)) -> Figure:
-    """{name: (x, y)} -> one line for each name, with a legend where there are several.
+    """{name: (x, y)} -> one line for each name, with a legend if there are several.
 
     x, y: lists or tensors of one dimension. log: the axes with a logarithmic scale: "", "x", "y",
     "xy". size: inches.
@@ -93,9 +93,9 @@ def bars(values, labels, xlabel, title="", form="{:.3f}", size=None) -> Figure:
 def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) -> Figure:
     """[T, T] and T labels (tokens) -> a heatmap: a row for each query, a column for each key.
 
-    matrix: attention probabilities or scores; minus infinity is left blank. `bar` names the values
-    beside the colour bar. A space in a label is drawn as `·`, so that ` is` and `is` differ.
-    axes: where to draw, for a picture of several panels; None makes a figure of its own.
+    matrix: attention probabilities or scores; minus infinity is left blank. bar: the colour bar's
+    label. A space in a label is drawn as `·`, so that ` is` and `is` differ. axes: where to draw,
+    for a picture of several panels; None makes a new figure.
     """
     matrix = matrix.detach().float().cpu()
     finite = matrix[matrix.isfinite()]
@@ -117,7 +117,7 @@ def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) ->
         axes.grid(which="minor", color="#d9d9e3", linewidth=0.4)
         axes.tick_params(which="both", length=0)
         axes.spines[:].set_visible(False)
-        axes.set(xlabel="key: the token looked at", ylabel="query: the token that looks")
+        axes.set(xlabel="key: the token attended to", ylabel="query: the token that attends")
         axes.set_title(title)
         axes.figure.colorbar(image, ax=axes, label=bar, shrink=0.6, pad=0.02)
     plt.close(axes.figure)
@@ -125,7 +125,7 @@ def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) ->
 
 
 def outlined(figure, pairs) -> Figure:
-    """A figure of `attention_heatmap`, [(query, key), ...] -> the same, these cells with a frame.
+    """A figure of `attention_heatmap`, [(query, key), ...] -> the same, with framed cells.
 
     query, key: positions, counted from 0.
     """
@@ -133,20 +133,20 @@ def outlined(figure, pairs) -> Figure:
         corner = key - 0.5, query - 0.5
         frame = plt.Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=1.5)
         figure.axes[0].add_patch(frame)
-        frame.set(zorder=3, clip_on=False)  # whole at the edges, too
+        frame.set(zorder=3, clip_on=False)  # not clipped at the edges
     return figure
 
 
 def rope_angles(rotations, title="") -> Figure:
-    """[T, P] complex, the rotations of T positions -> where each position turns each pair.
+    """[T, P] complex, the rotations of T positions -> the angles of each pair at each position.
 
-    One small circle for each pair, the quickest first: the arrow is the last position, the dots are
-    all positions on the way there from position 0, which lies at angle 0, on the right.
+    One small circle for each pair, the highest frequency first. The arrow shows the last position,
+    the dots show all positions from 0 on; position 0 is at angle 0, on the right.
     """
     rotations = rotations.detach().cpu()
     n_pairs = rotations.shape[-1]
     rows = -(-n_pairs // 8)
-    columns = -(-n_pairs // rows)  # rows of nearly one length, at most 8 to a row
+    columns = -(-n_pairs // rows)  # rows of nearly equal length, at most 8 circles each
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             rows, columns, figsize=(1.0 * columns, 1.18 * rows + 0.3), squeeze=False,
@@ -172,9 +172,9 @@ def rope_angles(rotations, title="") -> Figure:
 def token_boxes(rows, title="") -> Figure:
     """{label: [piece, ...]} -> a row of boxes for each label, one box for each piece.
 
-    The pieces of every row make up the same text, so each character has its own column, and where
-    one row is cut can be compared with the others. A box that the row above does not have at this
-    place is coloured. A space is drawn as `·`.
+    The pieces of every row make up the same text. Each character has its own column, so the rows
+    show where each of them splits the text. A box is coloured if the row above does not have the
+    same box in the same place. A space is drawn as `·`.
     """
     length = len("".join(next(iter(rows.values()))))
     column = min(0.22, 6.3 / length)  # inches for one character
@@ -208,7 +208,7 @@ def token_boxes(rows, title="") -> Figure:
 
 
 def neuron_heatmap(matrix, rows, columns, title="", bar="share of its largest value") -> Figure:
-    """[n, T], n labels (neurons), T labels (tokens) -> how strongly each neuron fires where.
+    """[n, T], n labels (neurons), T labels (tokens) -> each neuron's activation at each token.
 
     matrix: values from 0 to 1; larger ones are drawn as 1.
     """
@@ -233,19 +233,19 @@ def neuron_heatmap(matrix, rows, columns, title="", bar="share of its largest va
 
 
 def attention_grid(heads, columns, labels=None) -> Figure:
-    """{title: [T, S]} -> the attention probabilities of many heads, small, with one colour bar.
+    """{title: [T, S]} -> the attention probabilities of many heads, as small panels.
 
-    heads: the panels from left to right, `columns` to a row, by what stands above each ("L0.h0").
-    labels: T tokens, written on the left of each row of panels; None, or more than 24: no room.
+    The panels go from left to right, `columns` in a row, each below its title ("L0.h0"). labels: T
+    tokens, written on the left of each row of panels; more than 24 have no room and are left out.
     """
     labels = [label.translate(VISIBLE) for label in labels or () if len(labels) <= 24]
     side = max(1.5, 0.105 * len(labels)) if labels else min(1.7, max(0.5, 7.2 / columns))  # inches
     font = min(7.0, 8.3 * side)
-    across, down = 1 + 0.06 / side, 1 + 0.025 * font / side  # from panel to panel, in panels
+    across, down = 1 + 0.06 / side, 1 + 0.025 * font / side  # from panel to panel, in panel sizes
     columns = min(columns, len(heads))
     rows = -(-len(heads) // columns)
     size = (columns * across * side + 0.1 + 0.9 * bool(labels), rows * down * side + 0.8)
-    colours = _FROM_WHITE.resampled(40)  # fewer of them make the file smaller
+    colours = _FROM_WHITE.resampled(40)  # fewer colours make the file smaller
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=size, layout="constrained")
         axes = figure.subplots()
@@ -267,7 +267,7 @@ def attention_grid(heads, columns, labels=None) -> Figure:
         right, low = (columns - 1) * across + 1, (rows - 1) * down + 1
         axes.set(xlim=(-0.02, right + 0.02), ylim=(low + 0.02, 1 - down))
         axes.set_xlabel("key: the same tokens, from left to right")
-        axes.set_ylabel("query: the token that looks")
+        axes.set_ylabel("query: the token that attends")
         figure.colorbar(
             image, ax=axes, label="attention probability", location="bottom", ticks=[0, 0.5, 1],
             shrink=0.4, fraction=0.03, pad=0.02, aspect=40,
@@ -277,10 +277,10 @@ def attention_grid(heads, columns, labels=None) -> Figure:
 
 
 def arrows_on_circles(panels, size=None) -> Figure:
-    """{title: {label: complex number}} -> a unit circle a panel, with an arrow for each number.
+    """{title: {label: complex number}} -> one unit circle per panel, with an arrow for each number.
 
-    An arrow shows where its number points; all are drawn with length 1. The label stands at its
-    tip. Where a panel has two arrows, the angle from the second to the first is shaded.
+    An arrow shows where its number points; all are drawn with length 1, with the label at the tip.
+    If a panel has two arrows, the angle from the second to the first is shaded.
     """
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=size or (2.7 * len(panels), 2.8), layout="constrained")
@@ -307,9 +307,9 @@ def arrows_on_circles(panels, size=None) -> Figure:
 
 
 def predictions(probabilities, words, rows, columns, xlabel, ylabel, title="") -> Figure:
-    """[R, C] probabilities, R lists of C words -> a table: each word on its probability's colour.
+    """[R, C] probabilities, R lists of C words -> a table of words on their probabilities' colours.
 
-    rows, columns: R and C labels. Long words are cut, and white space is drawn as in the others.
+    rows, columns: R and C labels. Long words are shortened; white space is drawn as elsewhere.
     """
     probabilities = probabilities.detach().float().cpu()
 
@@ -327,7 +327,7 @@ def predictions(probabilities, words, rows, columns, xlabel, ylabel, title="") -
                 red, green, blue, _ = _FROM_WHITE(float(probabilities[row, column]))
                 light = 0.21 * red**2.2 + 0.72 * green**2.2 + 0.07 * blue**2.2  # WCAG's luminance
                 style = {"ha": "center", "va": "center", "fontsize": 8, "parse_math": False}
-                style["antialiased"] = False  # half the bytes
+                style["antialiased"] = False  # halves the file's size
                 axes.text(column, row, short(word), color=INK if light > 0.2 else CARD, **style)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), map(short, rows), parse_math=False)
@@ -343,7 +343,7 @@ def predictions(probabilities, words, rows, columns, xlabel, ylabel, title="") -
 
 
 def parameter_map(config, title="") -> Figure:
-    """Where a model's parameters sit: every area is as large as the part's share of all numbers.
+    """Where a model's parameters are: each area is proportional to the part's number of parameters.
 
     From the left: the embedding table, a column for each layer (attention below, feed-forward
     above), the output matrix. The norms' weights are too few to be seen.
@@ -387,8 +387,8 @@ def parameter_map(config, title="") -> Figure:
 def choices(panels, labels) -> Figure:
     """{title: [n] probabilities} and n labels -> bars side by side, a panel for each title.
 
-    Every panel has the same n rows and its own scale, up to its largest value; a value stands
-    beside its bar, and a row of 0 stays empty.
+    Every panel has the same n rows and its own scale, up to its largest value. Each value except
+    0 is written beside its bar.
     """
     rows = range(len(labels))
     with plt.rc_context(STYLE | {"font.size": 8}):
@@ -413,10 +413,10 @@ def choices(panels, labels) -> Figure:
 
 
 def masks(panels) -> Figure:
-    """{title: [T, S] mask} -> who may look at whom, a panel each, all cells of one size.
+    """{title: [T, S] mask} -> which query may attend to which key, one panel per mask.
 
-    A cell is filled where the mask is 0. The queries are the last T of the S positions, and rows
-    and columns are numbered by position.
+    A cell is filled where the mask is 0; all cells have one size. The queries are the last T of
+    the S positions, and rows and columns are numbered by position.
     """
     shapes = [mask.shape for mask in panels.values()]
     cell = min(0.16, 6.0 / sum(S for _, S in shapes))  # inches
@@ -447,7 +447,7 @@ def strip(rows, labels, xlabel) -> Figure:
     """{name: n numbers, 0, 1 or 2} and n labels -> a row of n coloured cells for each name.
 
     0: equal in every bit (dark green, =), 1: equal up to rounding (light green, ≈), 2: different
-    (orange, ≠). The signs say the same as the colours.
+    (orange, ≠). The signs repeat what the colours say.
     """
     kinds = [("#1b7f5c", CARD, "="), ("#a5d6c4", INK, "≈"), (COLOURS[2], CARD, "≠")]
     n = len(labels)
@@ -474,10 +474,10 @@ def strip(rows, labels, xlabel) -> Figure:
 
 
 def row_orders(left, right, names) -> Figure:
-    """Two orders of the same rows, [(pair, which of its two)] each, and their names -> a picture.
+    """Two orders of the same rows, each [(pair, 0 or 1)], and their names -> a picture.
 
-    Two columns of boxes, each row with a line to its place in the other one; the rows of a pair
-    have one colour, their second has a frame.
+    Two columns of boxes, with a line from each row to its place in the other column. The two rows
+    of a pair have the same colour, and the second one (1) has a frame.
     """
     n_pairs, n = 1 + max(pair for pair, _ in left), len(left)
     shades = plt.get_cmap("viridis")([0.05 + 0.5 * pair / n_pairs for pair in range(n_pairs)])

@@ -1,7 +1,7 @@
-"""Meta's own implementation, run on our weights and watched: what the parity ledgers compare with.
+"""Run Meta's own implementation on our weights under `watch`, and print ledgers of differences.
 
-`llama-models` is Meta's package and `fairscale` has the layers that it is made of; both come with
-the extra `notebooks`. Nothing of theirs is changed: `watch` records their functions' variables.
+`llama-models` is Meta's package and `fairscale` has the layers that it uses; both come with the
+extra `notebooks`. Their code is not changed: `watch` records their functions' variables.
 """
 
 import contextlib
@@ -9,21 +9,21 @@ import inspect
 
 import torch
 
-from llama3_scratch.config import InputError, require
-from llama3_scratch.model import layer, rope_frequencies
+from llama3_scratch.errors import InputError, require
+from llama3_scratch.model import layer, rotations_at
 from llama3_scratch.watch import watch
 
 
 def metas_calls(weights, tokens, config, n_layers=None):
-    """Weights, tokens [T], Config -> {name in Meta's model.py: [call, ...]}: their forward pass.
+    """Weights, tokens [T], Config -> {name in Meta's model.py: [call, ...]}: its forward pass.
 
     A call is what `watch` recorded of `Transformer`, `TransformerBlock`, `Attention`,
     `FeedForward`, `RMSNorm` (their `forward`) or `apply_rotary_emb`: its local variables at the
     end, by Meta's names, and its result as "return"; tensors begin with a batch of 1. The calls of
-    one name stand in the order of the layers. n_layers: how many are run, None for all; the logits
-    mean something only then. One layer's weights at a time are copied into Meta's code, which
-    scales RoPE by 8 or not at all: with another factor (Llama 3.2 has 32) it is given our
-    rotations. Raises `InputError` where Meta's package is missing.
+    one name are in the order of the layers. n_layers: the number of layers to run; None runs all,
+    and only then are the logits meaningful. The weights are copied into Meta's code one layer at a
+    time. It scales RoPE by 8 or not at all; for another factor (Llama 3.2 has 32) it is given our
+    rotations. Raises `InputError` if Meta's package is missing.
     """
     try:
         from fairscale.nn.model_parallel import initialize
@@ -34,7 +34,7 @@ def metas_calls(weights, tokens, config, n_layers=None):
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     if not initialize.model_parallel_is_initialized():
-        with contextlib.redirect_stdout(None):  # it prints that it does so
+        with contextlib.redirect_stdout(None):  # it prints a line about it
             initialize.initialize_model_parallel(1)
 
     def layers(args):
@@ -54,12 +54,10 @@ def metas_calls(weights, tokens, config, n_layers=None):
             transformer = meta.Transformer(args)
             outer = [name for name in weights if not name.startswith("layers.")]
             transformer.load_state_dict({name: weights[name] for name in outer})
-            del transformer.layers  # an empty list: in its place what yields a layer at a time
+            del transformer.layers  # an empty list; a generator of layers takes its place
             transformer.layers = layers(args)
             if config.rope_scaling and config.rope_scaling.factor != 8:
-                positions = torch.arange(len(tokens), dtype=torch.float32)
-                angles = torch.outer(positions, rope_frequencies(config))
-                transformer.freqs_cis = torch.polar(torch.ones_like(angles), angles)
+                transformer.freqs_cis = rotations_at(torch.arange(len(tokens)), config)
             with watch(*functions, meta.apply_rotary_emb) as seen:
                 transformer(tokens[None], 0)
     finally:
@@ -74,9 +72,9 @@ def metas_calls(weights, tokens, config, n_layers=None):
 def ledger(stages):
     """{stage: (our tensor, Meta's)} -> a printed table: shape, dtype, largest difference.
 
-    The difference is 0 only where every bit is equal. Rounding, up to 1e-5 of the largest value,
-    is shown as such, since its digits change from machine to machine. Raises `InputError` when a
-    shape or dtype differs, or a value by more. Meta's leading batch of 1 is dropped.
+    The difference is 0 only if every bit is equal. Rounding, up to 1e-5 of the largest value, is
+    shown as a word, since its digits differ between machines. Raises `InputError` if a shape or
+    dtype differs, or a value differs by more than that. Meta's leading batch of 1 is dropped.
     """
     print(f"{'stage':28} {'shape':17} {'dtype':10} largest difference")
     for stage, (ours, theirs) in stages.items():

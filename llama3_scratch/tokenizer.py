@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tiktoken
 
-from llama3_scratch.config import InputError, require, whole
+from llama3_scratch.errors import InputError, require, whole
 
-# How text is cut into pieces before merging; no token crosses a cut (Meta's llama3/tokenizer.py).
+# Text is split into these pieces before merging; no token crosses a boundary (Meta's tokenizer.py).
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,10 +26,10 @@ ROLES = ("system", "user", "assistant")
 
 
 def special_tokens(release: str = "3") -> list[str]:
-    """The names of the 256 special tokens, in order.
+    """Return the names of the 256 special tokens, in the order of their ids.
 
-    Llama 3 named ten (with five of them reserved). From "3.1" on Meta gave other names to some of
-    the reserved ones; the rest keep their number among the reserved, so most of those moved too.
+    Llama 3 names five; the others are reserved. From "3.1" on, five of the reserved ones have names
+    too, and the remaining ones are renumbered in order, so most names belong to another id.
     """
     named = {0: "begin_of_text", 1: "end_of_text"}
     named |= {6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
@@ -48,7 +48,7 @@ class Tokenizer:
     """
 
     def __init__(self, ranks: dict[bytes, int], release: str = "3"):
-        """ranks: {token as bytes: rank}, ranks from 0 without gaps, all 256 bytes among them."""
+        """ranks: {token as bytes: rank}, from 0 without gaps; all 256 bytes must be tokens."""
         require(release in ("3", "3.1"), f"release is {release!r}: expected '3' or '3.1'.")
         names = special_tokens(release)
         self.ranks = ranks
@@ -65,7 +65,7 @@ class Tokenizer:
     def from_file(cls, path: str | Path, release: str = "3") -> "Tokenizer":
         """Read a `tokenizer.model` in tiktoken's format: a token in base64, a space, its rank.
 
-        Raises `InputError`, with the line's number, when the file is not of that kind.
+        Raises `InputError`, which names the line, if the file has another format.
         """
         try:
             lines = Path(path).read_bytes().split(b"\n")
@@ -91,7 +91,7 @@ class Tokenizer:
         missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
         require(
             not missing,
-            f"{path} has {len(ranks)} tokens; expected the 256 single bytes among them, and "
+            f"{path} has {len(ranks)} tokens; expected all 256 single bytes among them, but "
             f"{len(missing)} are missing. The file is cut short; download it again.",
         )
         return cls(ranks, release)
@@ -101,8 +101,8 @@ class Tokenizer:
     ) -> list[int]:
         """Text -> ids, with `<|begin_of_text|>` first unless `bos` is false.
 
-        The text of a special token is text like any other, unless `allowed_special` names it
-        ("all" for every one). The ids are those of Meta's `Tokenizer.encode`.
+        A special token's name in the text is encoded as ordinary text, unless `allowed_special`
+        names it ("all" allows every one). The ids are those of Meta's `Tokenizer.encode`.
         """
         require(isinstance(text, str), f"the text is a {type(text).__name__}: expected a str.")
         if isinstance(allowed_special, str) and allowed_special != "all":
@@ -119,13 +119,13 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text. Bytes that are not UTF-8 become U+FFFD, so every list of ids has a text."""
+        """Ids -> text. Bytes that are not UTF-8 become U+FFFD, so all ids can be decoded."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Ids, one at a time -> text, as soon as its characters are complete.
 
-        A character outside ASCII may take several tokens; nothing is given out for the first ones.
+        A character outside ASCII may take several tokens; until it is complete, they yield "".
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in ids:
@@ -133,7 +133,7 @@ class Tokenizer:
         yield decoder.decode(b"", final=True)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token (for a special token those of its name)."""
+        """Return the bytes of one token; those of a special token are its name's."""
         token, last = whole("a token", token), self.vocab_size - 1
         require(0 <= token <= last, f"there is no token {token}: ids go from 0 to {last}.")
         return self._tiktoken.decode_single_token_bytes(token)
@@ -141,10 +141,10 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Turns of a conversation -> the ids after which an Instruct model writes its answer.
 
-        messages: `{"role": "system" | "user" | "assistant", "content": text}` each. The ids are
+        Each message is `{"role": "system" | "user" | "assistant", "content": text}`. The ids are
         those of Meta's `ChatFormat.encode_dialog_prompt`:
         `<|begin_of_text|>`, then for each turn `<|start_header_id|>` role `<|end_header_id|>`,
-        an empty line, the content, `<|eot_id|>`; last the header of the assistant's turn.
+        an empty line, the content, `<|eot_id|>`; finally the header of the assistant's turn.
         """
         ids = [self.bos_id]
         for message in messages:
@@ -152,8 +152,8 @@ class Tokenizer:
                 isinstance(message, dict)
                 and message.keys() == {"role", "content"}
                 and message["role"] in ROLES,
-                f"found the message {message!r}: expected the keys role and content, and as role "
-                f"one of {', '.join(ROLES)}.",
+                f"found the message {message!r}: expected the keys role and content, where the "
+                f"role is one of {', '.join(ROLES)}.",
             )
             ids += self._header(message["role"]) + self.encode(message["content"], bos=False)
             ids.append(self.special["<|eot_id|>"])

@@ -5,7 +5,11 @@ import math
 import sys
 from collections.abc import Mapping
 
-from llama3_scratch.config import PRESETS, require
+from tqdm import tqdm
+
+from llama3_scratch.config import PRESETS
+from llama3_scratch.errors import require
+from llama3_scratch.model import attend
 
 
 @contextlib.contextmanager
@@ -15,10 +19,10 @@ def watch(*functions):
     >>> with watch(attend) as seen:
     ...     logits = forward(weights, tokens, config)
     >>> seen[0]["scores"].shape    # of layer 0; seen[1] is layer 1
-    >>> seen[0]["return"]          # what the call gave back; seen[0]["def"] is the function's name
+    >>> seen[0]["return"]          # what the call returned; seen[0]["def"] is the function's name
 
-    The functions know nothing of it (`sys.setprofile`). Tensors are recorded as they are, not
-    copied; dictionaries are left out, so that no layer's weights stay in memory. For functions
+    The functions need no hooks (`sys.setprofile`). Tensors are recorded without a copy;
+    dictionaries are left out, so that no layer's weights stay in memory. It works for functions
     written in Python, in the thread that called `watch`; a call that raised is recorded too.
     """
     names = {}
@@ -40,11 +44,27 @@ def watch(*functions):
         sys.setprofile(before)
 
 
-def shape(tensor, letters, config):
-    """A tensor's shape, three ways in one line: letters, numbers here, numbers of Llama-3-8B.
+@contextlib.contextmanager
+def progress(n_layers, after=1.0):
+    """While the block runs, show on a terminal how many layers of a forward pass are done.
 
-    letters: one word a dimension, "T D" or "N*H D"; T and S are read off the tensor. Raises
-    `InputError` when the tensor's shape is not what the letters say.
+    Yields the function to pass as `attend`, which every layer calls once. The bar appears after
+    `after` seconds and disappears when the block ends; later calls are not counted.
+    """
+    with tqdm(total=n_layers, desc="layers", delay=after, leave=False, disable=None) as bar:
+
+        def counted(query, keys, values, mask):
+            bar.update()
+            return attend(query, keys, values, mask)
+
+        yield counted
+
+
+def shape(tensor, letters, config):
+    """Return a tensor's shape in one line: as letters, in numbers, and in Llama-3-8B's numbers.
+
+    letters: one word per dimension, "T D" or "N*H D"; T and S are taken from the tensor. Raises
+    `InputError` if the tensor's shape is not the one that the letters stand for.
 
     >>> print(shape(stream, "T D", config))
     [T, D]      here [17, 192]      Llama-3-8B [17, 4096]
@@ -54,7 +74,7 @@ def shape(tensor, letters, config):
     readings = []
     for sizes in (config.sizes | text, PRESETS["Llama-3-8B"].sizes | text):
         for letter in letters.replace("*", " ").split():
-            require(letter in sizes, f"{letter!r} is no size: expected one of {', '.join(sizes)}.")
+            require(letter in sizes, f"{letter!r} is not one of the sizes {', '.join(sizes)}.")
         readings.append([math.prod(sizes[letter] for letter in w.split("*")) for w in words])
     here, there = readings
     require(list(tensor.shape) == here, f"the shape is {list(tensor.shape)}, not {words} = {here}.")

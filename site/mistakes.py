@@ -1,6 +1,5 @@
-"""Mistakes we have seen: the mutations of tests/test_breakage.py, and what each does here."""
+"""Mistakes we have seen: the mutations of tests/core/mutations.toml, and their effects."""
 
-import ast
 import importlib.util
 import inspect
 import re
@@ -13,37 +12,16 @@ import torch
 from llama3_scratch import PROMPT, cache, load, model
 from llama3_scratch.config import RopeScaling
 
-TEST = Path(__file__).resolve().parent.parent / "tests" / "test_breakage.py"
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {"model": model, "cache": cache}
 
 
-def mutations():
-    """[(what is wrong, module, right text, wrong text, test, arguments)], from the test's source.
-
-    Read, not imported: the test needs packages that the site does not.
-    """
-    tree, values = ast.parse(TEST.read_text(encoding="utf-8")), {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            values[node.targets[0].id] = node.value
-
-    def value(node):
-        if isinstance(node, ast.Name):
-            modules = {"model": model, "cache": cache}
-            return modules[node.id] if node.id in modules else value(values[node.id])
-        if isinstance(node, ast.Dict):
-            keys = [value(key) for key in node.keys]
-            return dict(zip(keys, map(value, node.values), strict=True))
-        if isinstance(node, ast.Tuple):
-            return tuple(map(value, node.elts))
-        if isinstance(node, ast.Attribute):
-            return getattr(torch, node.attr)
-        return ast.literal_eval(node)
-
-    return [(fault, *rest) for fault, rest in value(values["MUTATIONS"]).items()]
+def read(path):
+    return tomllib.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
 def mutated(module, right, wrong):
-    """The module, with one place of its source changed."""
+    """Return the module with one place of its source changed."""
     source = inspect.getsource(module)
     if source.count(right) != 1:
         raise ValueError(f"{right!r} stands {source.count(right)} times in {module.__name__}")
@@ -52,7 +30,6 @@ def mutated(module, right, wrong):
     return copy
 
 
-REPORTS = Path(__file__).resolve().parent / "reports.toml"
 THREAD = re.compile(r"([\w.-]+)/([\w.-]+)#(\d+)")
 GROUPS = {
     "made": (
@@ -83,7 +60,7 @@ class Effects:
         self.tokens = torch.tensor(self.tokenizer.encode(PROMPT))
 
     def run(self, forward, Cache, dtype, config, cached):
-        """The last row of the logits, in one go or token by token."""
+        """Return the last row of the logits, computed in one pass or token by token."""
         weights = {name: tensor.clone() for name, tensor in self.weights[dtype].items()}
         if not cached:
             return forward(weights, self.tokens, config)[-1]
@@ -91,7 +68,7 @@ class Effects:
         return [forward(weights, token[None], config, memory) for token in self.tokens][-1][-1]
 
     def of(self, module, right, wrong, arguments):
-        """One sentence: what the first of four ways to run the model shows, or that none does."""
+        """Return a sentence on the first of three ways to run that shows an effect, if any does."""
         broken = mutated(module, right, wrong)
         forward = broken.forward if module is model else model.forward
         Cache = broken.Cache if module is cache else cache.Cache
@@ -99,7 +76,7 @@ class Effects:
         config = self.config
         if scaled:
             config = replace(config, rope_scaling=RopeScaling(8.0))
-        wanted = arguments.get("dtype", torch.float32)
+        wanted = getattr(torch, arguments.get("dtype", "float32"))
         for dtype, cached in ((wanted, False), (wanted, True), (torch.bfloat16, False)):
             true = self.run(model.forward, cache.Cache, dtype, config, cached)
             found = self.run(forward, Cache, dtype, config, cached)
@@ -128,7 +105,7 @@ class Effects:
 
 
 def whole_lines(module, right, wrong):
-    """The line of the source before and after."""
+    """Return the line of the source before and after the change."""
     line = next(line for line in inspect.getsource(module).splitlines() if right in line).strip()
     return line, line.replace(right, wrong)
 
@@ -140,29 +117,29 @@ def threads(text):
 
 def markdown():
     effects, sections, silent = Effects(), {group: [] for group in GROUPS}, 0
-    reports = tomllib.loads(REPORTS.read_text(encoding="utf-8"))
-    lost = set(reports) - {fault for fault, *_ in mutations()}
+    mutations, reports = read("tests/core/mutations.toml"), read("site/reports.toml")
+    lost = set(reports) - set(mutations)
     if lost:
         raise KeyError(f"reports.toml names what is no mutation: {sorted(lost)}")
-    for fault, module, right, wrong, test, arguments in mutations():
-        effect = effects.of(module, right, wrong, arguments)
+    for fault, mutation in mutations.items():
+        name, right, wrong = (mutation[key] for key in ("module", "right", "wrong"))
+        effect = effects.of(MODULES[name], right, wrong, mutation.get("arguments", {}))
         silent += "still" in effect or "same" in effect or "Nothing" in effect
-        name = module.__name__.rpartition(".")[2]
         title = fault if fault[1].isdigit() else fault[0].upper() + fault[1:]
-        before, after = whole_lines(module, right, wrong)
+        before, after = whole_lines(MODULES[name], right, wrong)
         [(group, who)] = reports.get(fault, {"nobody": ""}).items()
         if who:
             who = f"\n\n*{'Made by' if group == 'made' else 'Next to it'}:* {threads(who)}"
         sections[group].append(
             f"### {title}\n\n```diff\n- {before}\n+ {after}\n```\n\n"
-            f"{effect} Caught by `{test}`; the line stands in `{name}.py`.{who}"
+            f"{effect} Caught by `{mutation['test']}`; the line stands in `{name}.py`.{who}"
         )
     top = (
         "# Mistakes we have seen\n\n"
-        f"These are {len(mutations())} wrong lines of the kind that walkthroughs and "
+        f"These are {len(mutations)} wrong lines of the kind that walkthroughs and "
         "reimplementations of Llama and its relatives have had. Each runs without an error. For "
-        "each there is a test that must fail when it is put in (`tests/test_breakage.py`); below "
-        "it stands what the wrong line does to the tiny model's answer to the book's prompt, "
+        "each there is a test that must fail when it is put in (`tests/core/test_breakage.py`); "
+        "below it stands what the wrong line does to the tiny model's answer to the book's prompt, "
         f"computed while this page was built. In {silent} of them the answer stays what it was: "
         "one right answer validates nothing, and only a comparison of all logits shows the "
         f"mistake.\n\nPublic threads tell who has made {len(sections['made'])} of them, and of "

@@ -1,4 +1,4 @@
-"""The page of the whole model.py: prose left, code right, each line linked to what derives it."""
+"""The page of the whole model.py: prose left, code right, each line linked to its derivation."""
 
 import ast
 import re
@@ -7,10 +7,11 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent / "llama3_scratch" / "model.py"
 
-# A function's section, and those of single lines, by words that stand in them: (notebook, section).
-# A line not named here belongs to the section of the line before it.
+# The section of a function ("") and of single lines, by their first words: (notebook, section).
+# Any other line belongs to the section of the line before it.
 SECTIONS = {
     "": {"": (0, "What happens to it")},
+    "linear": {"": (4, "Queries and keys")},
     "rms_norm": {
         "": (2, "The function"),
         "wide =": (2, "Why float32"),
@@ -19,8 +20,10 @@ SECTIONS = {
     },
     "rope_frequencies": {
         "": (3, "A speed for each pair"),
-        "if config.rope_scaling": (3, "Longer texts: Llama 3.1 and 3.2"),
+        "scaling =": (3, "Longer texts: Llama 3.1 and 3.2"),
     },
+    "rotations_at": {"": (3, "The whole vector")},
+    "causal_mask": {"": (4, "No looking ahead")},
     "rotate": {"": (3, "The whole vector"), "pairs =": (3, "One pair on a circle"),
                "turned =": (3, "The whole vector")},
     "attend": {
@@ -32,7 +35,6 @@ SECTIONS = {
         "probabilities =": (4, "Probabilities"),
         "return": (4, "Values and the head's output"),
     },
-    "attend_fused": {"": (5, "The package's function")},
     "attention": {
         "": (5, "All heads at once"),
         "rotated_query =": (4, "Queries and keys"),
@@ -56,7 +58,6 @@ SECTIONS = {
     "forward": {
         "": (7, "The loop at full size"),
         "start =": (7, "Made once, read by every layer"),
-        "ahead =": (4, "No looking ahead"),
         "stream = weights": (2, "A token becomes a row"),
         "for i in": (7, "All layers"),
         "normed =": (7, "The next token"),
@@ -115,7 +116,7 @@ def highlighted(lines):
 
 
 def text(doc):
-    """A paragraph as HTML; `words` become code, arXiv numbers links to the bibliography."""
+    """Return a paragraph as HTML; `words` become code, arXiv numbers link to the bibliography."""
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(" ".join(doc.split()), quote=False))
     return re.sub(
         r"arXiv:(\d{4})\.(\d{4,5})", r'<a href="bibliography.html#arxiv-\1-\2">\g<0></a>', html

@@ -1,4 +1,4 @@
-"""The pages that are not notebooks: each a function -> Markdown, facts read from the sources."""
+"""The pages that are not notebooks: each function returns one, with facts from the sources."""
 
 import ast
 import inspect
@@ -59,7 +59,7 @@ class Notebook:
 
     @property
     def question(self):
-        """What it opens with: the first sentence of its first cell that asks."""
+        """The question with which it opens: the first one in its first cell."""
         asked = re.search(r"[A-Z][^.?*\n]*\?", "".join(self.cells[0]["source"]))
         if not asked:
             raise ValueError(f"{self.path.name} asks no question in its first cell")
@@ -70,7 +70,7 @@ class Notebook:
 
     @property
     def minutes(self):
-        """(to read it, for its exercises), both computed from the cells."""
+        """(minutes to read it, minutes for its exercises), computed from the cells."""
         shown = [c for c in self.cells if c["cell_type"] == "code"]
         shown = [c for c in shown if "solution" not in c["metadata"].get("tags", [])]
         lines = sum(len("".join(cell["source"]).splitlines()) for cell in shown)
@@ -97,14 +97,14 @@ def section(number, heading):
 
 
 def first():
-    """The docname of the notebook to begin with."""
+    """Return the docname of the first notebook."""
     return notebooks()[0].docname
 
 
 def linked(text, link):
-    """Text with the two-digit numbers of notebooks that exist as links.
+    """Turn the two-digit numbers of existing notebooks in a text into links.
 
-    `link` is their form, with two {} for the docname and the words.
+    `link` is the format of a link, with two {} for the docname and the words.
     """
     known = {f"{notebook.number:02}": notebook.docname for notebook in notebooks()}
     return re.sub(
@@ -115,7 +115,7 @@ def linked(text, link):
 
 
 def filled(name, **values):
-    """A text of site/text with its {{ names }} filled in."""
+    """Return a text of site/text with its {{ names }} filled in."""
     text = (HERE / "text" / f"{name}.md").read_text(encoding="utf-8")
     found = set(re.findall(r"\{\{ (\w+) \}\}", text))
     if found != set(values):
@@ -129,7 +129,7 @@ def raw(html):
 
 # The front page
 
-# A box of the picture, by its label, the how-manieth of that name: notebook, section, what it says.
+# A box of the picture, (label, occurrence): (notebook, section, description of the link).
 MAP = {
     ("tokenizer", 0): (1, "01 · Tokenizer", "tokenizer"),
     ("embedding", 0): (2, "A token becomes a row", "embedding"),
@@ -146,7 +146,7 @@ MAP = {
 
 
 def architecture_map():
-    """images/architecture.svg with a link over each of its parts."""
+    """Return images/architecture.svg with a link over each of its parts."""
     namespace = "{http://www.w3.org/2000/svg}"
     ET.register_namespace("", namespace[1:-1])
     svg = ET.fromstring((ROOT / "images" / "architecture.svg").read_text(encoding="utf-8"))
@@ -225,7 +225,7 @@ def index():
 
 
 def alphabet():
-    """{letter: what it is}, from the docstring of config.py."""
+    """Return {letter: what it is}, from the docstring of config.py."""
     lines = config.__doc__.splitlines()
     found = [re.findall(r"(?:^| {2,})([A-Z])  (\S.*?)(?= {2,}|$)", line) for line in lines]
     return dict([pairs[0] for pairs in found if pairs] + [p for pairs in found for p in pairs[1:]])
@@ -234,7 +234,9 @@ def alphabet():
 def glossary():
     _, tiny, tokenizer = load("tiny")
     T = len(tokenizer.encode(llama3_scratch.PROMPT))
-    sizes = [{"T": T, "S": T} | c.sizes for c in (tiny, PRESETS[BIG])]
+    sizes = [
+        {"T": T, "S": T, "C": f"up to {c.context_length}"} | c.sizes for c in (tiny, PRESETS[BIG])
+    ]
     letters = [f"| letter | is | the tiny model | {BIG} |", "|---|---|---|---|"]
     letters += [
         f'| <span id="letter-{letter.lower()}">{letter}</span> | {words} |'
@@ -249,7 +251,7 @@ ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def citations():
-    """The papers, and {paper: what cites it, as Markdown links}; both must name the same."""
+    """Return the papers and {paper: links to what cites it}; both must have the same keys."""
     papers = tomllib.loads((HERE / "papers.toml").read_text(encoding="utf-8"))
     cited = defaultdict(list)
     texts = [(n.markdown, f"[{n.title}](notebooks/{n.path.name})") for n in notebooks()]
@@ -328,7 +330,7 @@ def changelog():
 
 
 def playground():
-    """Stands for the playground in the navigation and in the search; `build.py` replaces it."""
+    """The playground's placeholder for the navigation and the search; `build.py` replaces it."""
     html = (HERE / "playground" / "index.html").read_text(encoding="utf-8")
     text = re.sub(r"<(script|style|head)\b.*?</\1>|<[^>]+>", " ", html, flags=re.DOTALL)
     text = re.sub(r"[`*_\[\]<>&;$\\{}|]", " ", " ".join(text.split()))
@@ -339,7 +341,7 @@ def playground():
 
 
 def prose(doc):
-    """A docstring as Markdown: what has a meaning there and is meant as it stands is escaped."""
+    """Return a docstring as Markdown, with the characters escaped that are special there."""
     paragraphs = []
     for part in re.split(r"\n\s*\n", inspect.cleandoc(doc)):
         if part.startswith("    ") or "\n    " in part or "  " in part.strip():
@@ -353,7 +355,7 @@ def prose(doc):
 
 
 def signature(thing):
-    """(weights, tokens, config, ...) as it stands in the source, defaults by their names."""
+    """Return (weights, tokens, config, ...) as in the source, functions as defaults by name."""
 
     def default(value):
         return value.__name__ if inspect.isfunction(value) else repr(value)
@@ -393,11 +395,16 @@ def members(cls):
 
 
 READ_FIRST = ("config", "tokenizer", "model", "cache", "generate", "checkpoint", "watch")
+WINGS = ("checkpoint", "speed")  # folders whose modules are listed; tiny and exercises are not
 
 
 def modules():
-    """The names of the package's modules: those to read first, then the others."""
-    names = sorted(path.stem for path in Path(llama3_scratch.__file__).parent.glob("[a-z]*.py"))
+    """Return the names of the package's modules: those to read first, then the others."""
+    package = Path(llama3_scratch.__file__).parent
+    names = [path.stem for path in package.glob("[a-z]*.py")]
+    for wing in WINGS:
+        names += [wing, *(f"{wing}.{path.stem}" for path in (package / wing).glob("[a-z]*.py"))]
+    names.sort()
     return [*READ_FIRST, *(name for name in names if name not in READ_FIRST)]
 
 

@@ -7,14 +7,14 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
 
 class Stored(CoalesceStreamsPreprocessor):
-    """A cell's prints become one output, however many messages they came in.
+    """Join a cell's prints to one output, however many messages they came in.
 
-    And a cell tagged `nbval-ignore-output` shows times or sizes of the machine, other ones at every
-    run: while its source is the same its stored output stays, so that a run changes nothing.
+    A cell tagged `nbval-ignore-output` shows times or sizes that differ from run to run. While its
+    source is the same, it keeps its stored output, so that a run changes nothing.
     """
 
     def preprocess(self, notebook, resources):
-        """The executed notebook, with the old outputs of the cells that measure."""
+        """Return the executed notebook, with the old outputs of the cells that measure."""
         notebook, resources = super().preprocess(notebook, resources)
         path = Path(resources["metadata"]["path"], resources["metadata"]["name"] + ".ipynb")
         old = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}

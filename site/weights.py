@@ -1,7 +1,7 @@
 """Write `weights.js`, from which the playground reads the model: python site/weights.py FOLDER
 
-A plain script, so that the page works opened from disk, where a browser fetches no data. It assigns
-one object: the config, the tokenizer's tokens in the order of their ranks, and every weight as
+A plain script, so that the page works from disk, where a browser fetches no data. It assigns one
+object: the config, the tokenizer's tokens in the order of their ranks, and every weight as
 base64 of its bfloat16 numbers (two bytes each, the lower byte first).
 """
 
@@ -17,7 +17,7 @@ from llama3_scratch import load
 
 
 def write(folder, weights, config, tokenizer):
-    """A model as `load` gives it -> the path of FOLDER/weights.js. The same bytes every time."""
+    """A model as `load` returns it -> the path of FOLDER/weights.js. The same bytes every time."""
     derived = {"head_dim": config.head_dim, "n_parameters": config.n_parameters}
     content = {
         "config": asdict(config) | derived,

@@ -1,4 +1,4 @@
-"""What a checkpoint can do, and which of its heads do it.
+"""What a checkpoint can do: its skills on text of the toy world, measured.
 
     python -m llama3_scratch.tiny.skills --checkpoint tiny
 
@@ -21,19 +21,21 @@ import re
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import islice
 from random import Random
 from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 
-from llama3_scratch import PROMPT, InputError, checkpoint
-from llama3_scratch.config import require
-from llama3_scratch.model import attend, attend_fused, forward
+from llama3_scratch import PROMPT, InputError, load
+from llama3_scratch.errors import require
+from llama3_scratch.model import forward
+from llama3_scratch.speed import attend_fused
 from llama3_scratch.tiny import world
-from llama3_scratch.tiny.train import IGNORED, SKILLS_SEED, encode, pad
-from llama3_scratch.watch import watch
+from llama3_scratch.tiny.heads import heads
+from llama3_scratch.tiny.pretrain import SKILLS_SEED, encode
+from llama3_scratch.train import IGNORED, pad
 
 CLASSES = (
     world.PEOPLE, world.PLACES, world.COLOURS, world.THINGS, world.FOODS, world.ANIMALS,
@@ -120,7 +122,7 @@ def held_out_loss(model, n_documents=400):
 
 
 def repeats(model, n_documents=24):
-    """-> {words: (loss of the first copy, loss of the second, share of the second foretold)}.
+    """-> {words: (loss of the first copy, loss of the second, share of the second predicted)}.
 
     In nats a token and by token, from the second word of a copy on: nobody can know the first.
     """
@@ -162,112 +164,6 @@ def quotations(model):
     return int(sum(whole)), len(whole)
 
 
-# --- Heads ----------------------------------------------------------------------------------------
-
-
-def pairs_previous(ids, **_):
-    """Each token looks at the one before it; begin_of_text aside, where all heads like to rest."""
-    return [(t, t - 1) for t in range(2, len(ids))]
-
-
-def pairs_first(ids, **_):
-    """Each token looks at begin_of_text."""
-    return [(t, 0) for t in range(1, len(ids))]
-
-
-def pairs_induction(ids, answers, **_):
-    """A token of a second copy looks at what followed it in the first."""
-    pairs = []
-    for skill, start, stop in answers:
-        if skill == "repeat":
-            copy = ids[start - 1 : stop]
-            first = next(i for i in range(start) if ids[i : i + len(copy)] == copy)
-            pairs += [(start - 1 + i, first + i + 1) for i in range(stop - start)]
-    return pairs
-
-
-def pairs_pronoun(ids, answers, places, **_):
-    """What stands before a pronoun looks at the last person named whom the pronoun fits."""
-    pairs = []
-    for skill, start, stop in answers:
-        if skill == "pronoun":
-            people = world.SHE if places.text(start, stop).strip().lower() == "she" else world.HE
-            fitting = places.find("|".join(people), start)
-            pairs += [(start - 1, fitting[-1][1])] if fitting else []
-    return pairs
-
-
-def pairs_answer(skill):
-    """What stands before an answer looks at the answer in the text, where it stands only once."""
-
-    def pairs_of(ids, answers, places, **_):
-        pairs = []
-        for label, start, stop in answers:
-            if label == skill:
-                found = places.find(re.escape(places.text(start, stop).strip()), start)
-                pairs += [(start - 1, found[0][0])] if len(found) == 1 else []
-        return pairs
-
-    return pairs_of
-
-
-class Places:
-    """Where the characters of a document are among its ids."""
-
-    def __init__(self, ids, tokenizer):
-        pieces = [tokenizer.token_bytes(token).decode("latin-1") for token in ids[1:]]
-        self.starts = [0, *accumulate(map(len, pieces), initial=0)]  # of id i, in characters
-        self.whole = "".join(pieces)
-
-    def text(self, start, stop):
-        """The text of ids[start:stop]."""
-        return self.whole[self.starts[start] : self.starts[stop]]
-
-    def find(self, pattern, stop):
-        """The (first, last) ids of each whole word that matches, before id `stop`."""
-
-        def position(character):
-            return max(i for i in range(1, len(self.starts)) if self.starts[i] <= character)
-
-        matches = re.finditer(rf"\b(?:{pattern})\b", self.whole[: self.starts[stop]])
-        return [(position(match.start()), position(match.end() - 1)) for match in matches]
-
-
-PATTERNS = {  # name: (kind of the documents, where one token would look at which other one)
-    "previous token": ("story", pairs_previous),
-    "rest on the first token": ("story", pairs_first),
-    "induction": ("repeat", pairs_induction),
-    "pronoun to name": ("needs", pairs_pronoun),
-    "question to answer": ("facts", pairs_answer("fact")),
-}
-
-
-def head_scores(probabilities, pairs):
-    """[L, N, T, T], pairs (query, key) -> [L, N]: the sum of the probabilities at these places."""
-    queries, keys = zip(*pairs, strict=True)
-    return probabilities[..., list(queries), list(keys)].sum(-1)
-
-
-@torch.no_grad()
-def heads(model, n_documents=60):
-    """-> {pattern: ([L, N] mean attention probabilities, number of places averaged over)}."""
-    weights, config, tokenizer = model
-    table = {}
-    for name, (kind, pairs_of) in PATTERNS.items():
-        random, n_pairs = Random(SKILLS_SEED).random, 0
-        total = torch.zeros(config.n_layers, config.n_heads)
-        for _ in range(n_documents):
-            ids, answers = encode(world.document(random, kind), tokenizer)
-            pairs = pairs_of(ids=ids, answers=answers, places=Places(ids, tokenizer))
-            if pairs:
-                with watch(attend) as seen:
-                    forward(weights, torch.tensor(ids), config)
-                probabilities = torch.stack([call["probabilities"] for call in seen])
-                total, n_pairs = total + head_scores(probabilities, pairs), n_pairs + len(pairs)
-        table[name] = total / max(n_pairs, 1), n_pairs
-    return table
-
-
 # --- Telling --------------------------------------------------------------------------------------
 
 
@@ -280,7 +176,7 @@ def main(arguments=None):
     try:
         n = given.documents
         require(n > 0, f"--documents is {n}: expected 1 or more.")
-        model = checkpoint.load(given.checkpoint, dtype=torch.float32)
+        model = load(given.checkpoint, dtype=torch.float32)
         show(model, n)
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -1,0 +1,67 @@
+"""Files <-> weights: `load` reads a checkpoint of any kind, `save` writes one as Meta does."""
+
+import base64
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from llama3_scratch.checkpoint import memory
+from llama3_scratch.checkpoint.lazy import DTYPES
+from llama3_scratch.checkpoint.source import Checkpoint, open_checkpoint
+from llama3_scratch.errors import require
+
+
+def load(directory=None, dtype=None, device=None, plan=None):
+    """Load a checkpoint -> Checkpoint(weights, config, tokenizer), a NamedTuple.
+
+    directory: a folder with Meta's files or Hugging Face's, a repository on Hugging Face
+    ("owner/name", downloaded if need be), "tiny" (ships with the package), "random" (the sizes and
+    the tokenizer of tiny, weights from seed 0), or what `open_checkpoint` returned. None stands
+    for the environment variable LLAMA3_CHECKPOINT, or for "tiny" if that is not set.
+    dtype: torch.float32, bfloat16 or float16; None leaves the tensors as they are stored.
+    device: None is torch's default, the CPU unless `torch.set_default_device` was called.
+    plan: what `memory.plan` returned for this checkpoint, dtype and device; None makes one.
+
+    weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`. On the CPU they are
+    memory-mapped: a tensor is read, and cast, whenever it is used, so only one layer or one of the
+    two vocabulary matrices needs to be in memory (`dict(weights)` holds all). On a GPU that is too
+    small for all weights, each is copied there when it is used. Unpickling is restricted to
+    tensors (`weights_only=True`). Raises `InputError`.
+    """
+    device = memory.usable(device)
+    types = ", ".join(DTYPES)
+    require(
+        dtype in (None, *DTYPES.values()), f"dtype is {dtype}: expected one of torch's {types}."
+    )
+    opened = isinstance(directory, Checkpoint)
+    stored = directory if opened else open_checkpoint(directory)
+    config, wanted = stored.config, dtype or stored.weights["norm.weight"].dtype
+    plan = plan or memory.plan(config, wanted, device, weights=stored.weights)
+    weights = stored.weights.to(wanted, device)
+    if plan.way == "on the device":
+        weights = dict(weights)
+        if config.tied_output:  # one matrix on the device, not two
+            weights["output.weight"] = weights["tok_embeddings.weight"]
+    return stored._replace(weights=weights)
+
+
+def save(directory, weights, config, tokenizer):
+    """Write a checkpoint's three files as Meta does. They get their names when all are complete."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    params = json.dumps(config.to_params(), indent=2) + "\n"
+    ranks = [(base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items()]
+    lines = b"".join(b"%s %d\n" % pair for pair in ranks)
+    names = ("consolidated.00.pth", "tokenizer.model", "params.json")
+    unfinished = [folder / f"{name}.part" for name in names]
+    try:
+        torch.save(dict(weights), unfinished[0])
+        unfinished[1].write_bytes(lines)
+        unfinished[2].write_bytes(params.encode())
+        for path, name in zip(unfinished, names, strict=True):
+            os.replace(path, folder / name)
+    finally:
+        for path in unfinished:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""Which heads of a checkpoint do what: attention measured at places that the generator knows."""
+
+import re
+from itertools import accumulate
+from random import Random
+
+import torch
+
+from llama3_scratch.model import attend, forward
+from llama3_scratch.tiny import world
+from llama3_scratch.tiny.pretrain import SKILLS_SEED, encode
+from llama3_scratch.watch import watch
+
+
+def pairs_previous(ids, **_):
+    """Each token attends to the one before it; not to begin_of_text, where many heads rest."""
+    return [(t, t - 1) for t in range(2, len(ids))]
+
+
+def pairs_first(ids, **_):
+    """Each token attends to begin_of_text."""
+    return [(t, 0) for t in range(1, len(ids))]
+
+
+def pairs_induction(ids, answers, **_):
+    """A token of a second copy attends to the token that followed it in the first."""
+    pairs = []
+    for skill, start, stop in answers:
+        if skill == "repeat":
+            copy = ids[start - 1 : stop]
+            first = next(i for i in range(start) if ids[i : i + len(copy)] == copy)
+            pairs += [(start - 1 + i, first + i + 1) for i in range(stop - start)]
+    return pairs
+
+
+def pairs_pronoun(ids, answers, places, **_):
+    """The token before a pronoun attends to the last person named whom the pronoun fits."""
+    pairs = []
+    for skill, start, stop in answers:
+        if skill == "pronoun":
+            people = world.SHE if places.text(start, stop).strip().lower() == "she" else world.HE
+            fitting = places.find("|".join(people), start)
+            pairs += [(start - 1, fitting[-1][1])] if fitting else []
+    return pairs
+
+
+def pairs_answer(skill):
+    """The token before an answer attends to the answer in the text, if it occurs there once."""
+
+    def pairs_of(ids, answers, places, **_):
+        pairs = []
+        for label, start, stop in answers:
+            if label == skill:
+                found = places.find(re.escape(places.text(start, stop).strip()), start)
+                pairs += [(start - 1, found[0][0])] if len(found) == 1 else []
+        return pairs
+
+    return pairs_of
+
+
+class Places:
+    """Where the characters of a document are among its ids."""
+
+    def __init__(self, ids, tokenizer):
+        pieces = [tokenizer.token_bytes(token).decode("latin-1") for token in ids[1:]]
+        self.starts = [0, *accumulate(map(len, pieces), initial=0)]  # of id i, in characters
+        self.whole = "".join(pieces)
+
+    def text(self, start, stop):
+        """The text of ids[start:stop]."""
+        return self.whole[self.starts[start] : self.starts[stop]]
+
+    def find(self, pattern, stop):
+        """The (first, last) ids of each whole word that matches, before id `stop`."""
+
+        def position(character):
+            return max(i for i in range(1, len(self.starts)) if self.starts[i] <= character)
+
+        matches = re.finditer(rf"\b(?:{pattern})\b", self.whole[: self.starts[stop]])
+        return [(position(match.start()), position(match.end() - 1)) for match in matches]
+
+
+PATTERNS = {  # name: (kind of the documents, the pairs (query, key) of tokens)
+    "previous token": ("story", pairs_previous),
+    "rest on the first token": ("story", pairs_first),
+    "induction": ("repeat", pairs_induction),
+    "pronoun to name": ("needs", pairs_pronoun),
+    "question to answer": ("facts", pairs_answer("fact")),
+}
+
+
+def head_scores(probabilities, pairs):
+    """[L, N, T, T], pairs (query, key) -> [L, N]: the sum of the probabilities of these pairs."""
+    queries, keys = zip(*pairs, strict=True)
+    return probabilities[..., list(queries), list(keys)].sum(-1)
+
+
+@torch.no_grad()
+def heads(model, n_documents=60):
+    """Model -> {pattern: ([L, N] mean attention probabilities, number of pairs averaged over)}."""
+    weights, config, tokenizer = model
+    table = {}
+    for name, (kind, pairs_of) in PATTERNS.items():
+        random, n_pairs = Random(SKILLS_SEED).random, 0
+        total = torch.zeros(config.n_layers, config.n_heads)
+        for _ in range(n_documents):
+            ids, answers = encode(world.document(random, kind), tokenizer)
+            pairs = pairs_of(ids=ids, answers=answers, places=Places(ids, tokenizer))
+            if pairs:
+                with watch(attend) as seen:
+                    forward(weights, torch.tensor(ids), config)
+                probabilities = torch.stack([call["probabilities"] for call in seen])
+                total, n_pairs = total + head_scores(probabilities, pairs), n_pairs + len(pairs)
+        table[name] = total / max(n_pairs, 1), n_pairs
+    return table

@@ -1,0 +1,325 @@
+"""Pre-training of the tiny Llama 3: from a seed to a checkpoint in Meta's files.
+
+    python -m llama3_scratch.tiny.pretrain --out build/tiny --resume
+
+The steps are those of `train`. A step depends on the weights and the two optimizers and on nothing
+else that came before: its rows come from (seed, step), the learning rate and the mixture of texts
+from step / steps. So a run that was killed resumes from the last saved state and ends in the same
+bits, given the same machine and number of threads.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+import time
+import zipfile
+from itertools import accumulate, islice
+from pathlib import Path
+from random import Random
+
+import torch
+from tqdm import tqdm
+
+from llama3_scratch.checkpoint import save
+from llama3_scratch.config import Config
+from llama3_scratch.errors import InputError, require
+from llama3_scratch.model import forward
+from llama3_scratch.speed import attend_fused
+from llama3_scratch.tiny import bpe, world
+from llama3_scratch.tokenizer import N_SPECIAL, Tokenizer
+from llama3_scratch.train import (
+    IGNORED,
+    loss_of,
+    make_optimizers,
+    pad,
+    rate_factor,
+    start_weights,
+    train_step,
+)
+
+# Llama 3 8B's ratios, and no two sizes alike: L 6, D 192, N 8, K 2, G 4, H 24, P 12, F 672.
+CONFIG = Config(
+    dim=192, n_layers=6, n_heads=8, n_kv_heads=2, vocab_size=2048, multiple_of=32,
+    norm_eps=1e-5, rope_theta=500000.0, ffn_dim_multiplier=1.3,
+)  # fmt: skip
+
+STATE = "training.state.pt"  # in the output folder while the run is unfinished
+
+# Seeds of text. Step i of seed s is written from s x SEED_STRIDE + i; the others are out of reach.
+SEED_STRIDE = 10**7
+TOKENIZER_SEED, HELD_OUT_SEED, SKILLS_SEED = 10**15, 10**15 + 1, 10**15 + 2
+
+
+# --- Data -----------------------------------------------------------------------------------------
+
+
+def make_tokenizer(n_ranks):
+    """Number of ranks -> a tokenizer trained on the toy world's text, the same every time."""
+    return Tokenizer(bpe.train(world.bpe_sample(TOKENIZER_SEED), n_ranks))
+
+
+def encode(document, tokenizer):
+    """A document alone -> its ids from begin_of_text to end_of_text, [(skill, start, stop)].
+
+    start and stop count in ids: `ids[start:stop]` is the answer. Raises `InputError` where an
+    answer does not begin and end with a token.
+    """
+    ids = tokenizer.encode(document.text, bos=True)
+    lengths = [len(tokenizer.token_bytes(token)) for token in ids[1:]]
+    at = {byte: i for i, byte in enumerate(accumulate(lengths, initial=0), start=1)}
+    answers = []
+    for skill, *span in document.answers:
+        start, stop = (at.get(len(document.text[:character].encode())) for character in span)
+        require(start and stop, f"{document.text!r}: the answer at {span} does not fit the tokens.")
+        answers.append((skill, start, stop))
+    return ids + [tokenizer.special["<|end_of_text|>"]], answers
+
+
+def training_rows(tokenizer, n_rows, length, seed, progress):
+    """-> ids [R, T + 1], and the floor of their loss in nats a token.
+
+    A row is begin_of_text, then whole documents, each with end_of_text, the last one cut where the
+    row ends. The next row starts with a new document, so no prediction lacks its context, and
+    begin_of_text stands first only, so it is never to be predicted.
+    The floor is that of all documents that were begun: the cut ends are not weighed one by one.
+    """
+    end = tokenizer.special["<|end_of_text|>"]
+    source = world.documents(seed, progress)
+    rows, nats, n_tokens = [], 0.0, 0
+    for _ in range(n_rows):
+        row = [tokenizer.bos_id]
+        while len(row) <= length:
+            document = next(source)
+            ids = tokenizer.encode(document.text, bos=False) + [end]
+            nats, n_tokens = nats + document.nats, n_tokens + len(ids)
+            row += ids
+        rows.append(row[: length + 1])
+    return torch.tensor(rows), nats / n_tokens
+
+
+# --- Held-out text --------------------------------------------------------------------------------
+
+
+class Validation:
+    """Documents of a seed that training never uses, each alone in its row, so none is cut.
+
+    Short ones of few possible texts, quotations above all, occur in training as well.
+    """
+
+    def __init__(self, tokenizer, config, n_documents=160, n_repeats=32):
+        self.config = config
+        documents = list(islice(world.documents(HELD_OUT_SEED, 1.0), n_documents))
+        self.batch = pad([encode(document, tokenizer)[0] for document in documents])
+        n_tokens = int((self.batch[1] != IGNORED).sum())
+        self.floor = sum(document.nats for document in documents) / n_tokens  # nats a token
+        random = Random(HELD_OUT_SEED).random
+        repeats = [encode(world.document(random, "repeat"), tokenizer) for _ in range(n_repeats)]
+        inputs, targets = pad([ids for ids, _ in repeats])
+        repeated = torch.full_like(targets, IGNORED)
+        for row, (_, answers) in enumerate(repeats):
+            for _, start, stop in answers:
+                repeated[row, start - 1 : stop - 1] = targets[row, start - 1 : stop - 1]
+        self.repeats = inputs, repeated
+
+    @torch.no_grad()
+    def measure(self, weights):
+        """-> the loss in nats a token, and the share of repeated tokens predicted (induction)."""
+        inputs, targets = self.repeats
+        predicted = forward(weights, inputs, self.config, attend=attend_fused).argmax(-1)
+        right = (predicted == targets)[targets != IGNORED].float().mean()
+        return float(loss_of(weights, *self.batch, self.config)), float(right)
+
+
+# --- A run ----------------------------------------------------------------------------------------
+
+
+def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, every=250):
+    """Train; write the checkpoint, `loss.svg` and `training.json` into the folder `out` -> log.
+
+    rows R and length T of a step. After each `every` steps the held-out loss is measured and the
+    state saved. With `resume` the run continues from a saved state; without it, a saved
+    state in the folder is an error.
+    """
+    folder = Path(out)
+    done = folder / "training.json"
+    require(not done.exists(), f"{done} is of a finished run: remove {out}, or name another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}. Name a folder to write into.") from None
+    settings = {"steps": steps, "rows": rows, "length": length, "seed": seed}
+    settings["params"] = config.to_params()
+    tokenizer = make_tokenizer(config.vocab_size - N_SPECIAL)
+    validation = Validation(tokenizer, config)
+    settings["text"] = hashlib.sha256(validation.batch[0].numpy()).hexdigest()[:16]
+    weights = start_weights(config, seed)
+    optimizers = make_optimizers(weights)
+    losses = torch.zeros(steps, 2)  # of each step: loss, floor
+    log = {"settings": settings, "step": 0, "held_out_floor": validation.floor, "held_out": []}
+    path = folder / STATE
+    if path.exists():
+        require(resume, f"{path} is of an unfinished run: --resume continues it; or remove it.")
+        log = load_state(path, settings, weights, optimizers, losses)
+    session = {"from_step": log["step"], "seconds": 0.0, "threads": torch.get_num_threads()}
+    log.setdefault("sessions", []).append(session | versions())
+    started = time.monotonic()
+    bar = tqdm(total=steps, initial=log["step"], unit="step", disable=None)
+    for step in range(log["step"], steps):
+        ids, floor = training_rows(tokenizer, rows, length, seed * SEED_STRIDE + step, step / steps)
+        loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps))
+        require(math.isfinite(loss), f"step {step}: the loss is {loss}. Lower the learning rates.")
+        losses[step] = torch.tensor([loss, floor])
+        log["step"] = step + 1
+        report(log, losses, started, bar)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            held_out, repeats = validation.measure(weights)
+            log["held_out"].append([step + 1, round(held_out, 5), round(repeats, 5)])
+            more = f"held out {held_out:.4f} (floor {validation.floor:.4f}), repeats {repeats:.1%}"
+            report(log, losses, started, bar, more)
+            save_state(path, log, weights, optimizers, losses)
+    bar.close()
+    stored = {name: tensor.detach().bfloat16() for name, tensor in weights.items()}
+    save(folder, stored, config, tokenizer)
+    rounded = {name: tensor.float() for name, tensor in stored.items()}
+    log["held_out_stored"] = validation.measure(rounded)
+    log["training"] = list(means(losses))
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in log.items())
+    draw_losses(log, folder / "loss.svg")
+    done.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.unlink()
+    return log
+
+
+def save_state(path, log, weights, optimizers, losses):
+    """Everything that a later step depends on. The old state stays until the new one is whole."""
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"log": log, "weights": weights, "optimizers": states, "losses": losses}
+    unfinished = path.with_suffix(".part")
+    try:
+        torch.save(state, unfinished)
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the second
+        unfinished.unlink(missing_ok=True)
+        reason = str(error).split("\n")[0][:80]
+        raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from None
+
+
+def load_state(path, settings, weights, optimizers, losses):
+    """Fill weights, optimizers and losses from a state -> its log. Raises `InputError`."""
+    try:
+        damaged = zipfile.ZipFile(path).testzip()  # by its checksums, which torch does not compare
+        require(not damaged, f"{damaged} in it is damaged")
+        state = torch.load(path, weights_only=True)
+        log, found = state["log"], state["log"]["settings"]
+        require({"step", "held_out", "sessions"} <= log.keys(), "its log is not whole")
+        if found == settings:
+            with torch.no_grad():
+                for name in weights:
+                    weights[name].copy_(state["weights"][name])
+                losses.copy_(state["losses"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+    except Exception as error:  # a bad file raises many kinds
+        reason = str(error).split("\n")[0][:80]
+        raise InputError(f"{path} is no saved state ({reason}): remove it.") from None
+    require(found == settings, f"{path} is of a run with {found}: expected {settings}.")
+    return log
+
+
+# --- Telling --------------------------------------------------------------------------------------
+
+
+def report(log, losses, started, bar, more=""):
+    """Show the state of the run: on a terminal as a bar, else as a line for every 50 steps.
+
+    The losses are means of 50 steps. `more` is printed in any case.
+    """
+    step, session, settings = log["step"], log["sessions"][-1], log["settings"]
+    session["seconds"] = time.monotonic() - started
+    loss, floor = losses[max(0, step - 50) : step].mean(0).tolist()
+    text = f"loss {loss:.3f} (floor {floor:.3f})"
+    bar.set_description(text, refresh=False)
+    bar.update(step - bar.n)
+    if more or (bar.disable and step % 50 == 0):
+        per_second = (step - session["from_step"]) / session["seconds"]
+        tokens = per_second * settings["rows"] * settings["length"]
+        line = f"step {step}/{settings['steps']}  {text}  {tokens:,.0f} tokens/s  {more}"
+        bar.write(line.rstrip(), file=sys.stderr)
+
+
+def versions():
+    """What the bits of a result may depend on."""
+    return {
+        "command": " ".join(sys.argv[1:]), "torch": str(torch.__version__),
+        "python": platform.python_version(), "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }  # fmt: skip
+
+
+def means(losses, points=200):
+    """[steps, 2] -> at most `points` rows: a step, the means over the steps before it."""
+    stop = 0
+    for part in losses.split(math.ceil(len(losses) / points)):
+        stop += len(part)
+        yield [stop, *(round(mean, 4) for mean in part.mean(0).tolist())]
+
+
+def draw_losses(log, path):
+    """The losses over the steps, with the floors under them, as a picture."""
+    import matplotlib  # only here: what else this file holds is used without it
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps, losses, floors = zip(*log["training"], strict=True)
+    measured, held_out, _ = zip(*log["held_out"], strict=True)
+    axes.plot(steps, losses, color="#3b528b", linewidth=1, label="training")
+    axes.plot(steps, floors, color="#3b528b", linewidth=1, linestyle=":", label="its floor")
+    axes.plot(measured, held_out, color="#c44e00", linewidth=1.8, label="held out")
+    axes.axhline(log["held_out_floor"], color="#c44e00", linestyle=":", label="its floor")
+    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(0, min(3.0, 1.05 * max(losses))))
+    axes.legend(frameon=False)
+    with matplotlib.rc_context({"svg.hashsalt": "loss"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the tiny Llama 3 on its toy world.")
+    parser.add_argument("--out", required=True, help="folder for the checkpoint")
+    parser.add_argument("--steps", type=int, default=7000, help="updates of the weights")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step")
+    parser.add_argument("--length", type=int, default=256, help="predicted tokens of a row")
+    parser.add_argument("--seed", type=int, default=0, help="of the start and of the text")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; the bits depend on it")
+    parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
+    given = vars(parser.parse_args(arguments))
+    try:
+        for name in ("steps", "rows", "threads", "length"):
+            require(given[name] > 0, f"--{name} is {given[name]}: expected 1 or more.")
+        seed, length, most = given["seed"], given["length"], CONFIG.context_length
+        require(0 <= seed < 10**6, f"--seed is {seed}: expected 0 to 999,999.")
+        require(length <= most, f"--length is {length}: expected at most {most}.")
+        muon = hasattr(torch.optim, "Muon")
+        require(muon, f"torch {torch.__version__} has no torch.optim.Muon: 2.9 or later is needed.")
+        require(
+            importlib.util.find_spec("matplotlib"),
+            "matplotlib, which draws the loss, is missing: pip install matplotlib",
+        )
+        torch.set_num_threads(given.pop("threads"))
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs 4 % and is no need
+        train(**given)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: --resume continues from the last saved state, if there is one")
+
+
+if __name__ == "__main__":
+    main()

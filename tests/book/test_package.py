@@ -1,0 +1,87 @@
+"""The project around the package: what the README, the Makefile and the pictures promise."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import torch
+from helpers import ROOT
+
+import llama3_scratch
+from llama3_scratch.checkpoint.source import TINY
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_readmes_commands_exist():
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text("README.md"), re.M))
+    assert "make test" in text(".ci/run")  # CI calls the README's own test command
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.M))
+    assert {"lab", "test", "run", "help"} <= named <= targets
+    if not shutil.which("make"):
+        pytest.skip("make is not on this machine")
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert targets == set(re.findall(r"^  make ([a-z-]+)", done.stdout, re.M))
+
+
+def test_the_readmes_example_runs():
+    example = re.search(r"```python\n(.*?)```", text("README.md"), re.S)[1]
+    names = {}
+    *lines, last = example.strip().splitlines()
+    exec("\n".join(lines), names)
+    shape = json.loads(re.search(r"\[17, \d+\]", example)[0])
+    assert list(names["logits"].shape) == shape
+    assert repr(eval(last, names)) == last.rpartition("# ")[2]
+
+
+def test_the_readmes_numbers_are_right():
+    readme, count = text("README.md"), len(tomllib.loads(text("tests/core/mutations.toml")))
+    _, config, _ = llama3_scratch.load("tiny")
+    assert f"{config.n_parameters / 1e6:.1f} million parameters" in readme
+    size = (TINY / "consolidated.00.pth").stat().st_size
+    assert f"{size / 1e6:.0f} MB" in readme
+    assert f"{count} one-line mistakes" in readme
+
+
+def test_the_tiny_model_answers_both_texts_of_the_book():
+    """The prompt is memorised; the story's answer is looked up, so it follows the names."""
+    weights, config, tokenizer = llama3_scratch.load("tiny", torch.float32)
+    story = llama3_scratch.STORY
+    swapped = story.replace("Ben", "Ann").replace("Mia", "Ben").replace("Ann", "Mia")
+    texts = {llama3_scratch.PROMPT: "42", story: " Ben", swapped: " Mia"}
+    for prompt, answer in texts.items():
+        tokens = torch.tensor(tokenizer.encode(prompt))
+        probabilities = llama3_scratch.forward(weights, tokens, config)[-1].softmax(-1)
+        assert tokenizer.decode([probabilities.argmax()]) == answer
+        assert probabilities.max() > 0.9
+
+
+def test_links_have_targets():
+    for path in [ROOT / "README.md", *(ROOT / "llama3_scratch" / "tiny").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            if not target.startswith("https://"):
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_wheel_has_its_metadata():
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    assert {"notebooks", "test", "site"} <= project["optional-dependencies"].keys()
+    assert "torch>=2.6" in project["dependencies"]
+    assert f"## {llama3_scratch.__version__}" in text("CHANGELOG.md")
+
+
+def test_the_base_install_needs_no_extra():
+    """The package and its command line import nothing that only the extras bring."""
+    extras = "matplotlib jupyterlab IPython pytest hypothesis llama_models transformers fairscale"
+    code = (
+        "import sys, llama3_scratch.__main__; "
+        f"print([name for name in {extras.split()} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

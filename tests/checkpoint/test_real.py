@@ -1,0 +1,69 @@
+"""Test the real Meta-Llama-3-8B, for those who have it: `make test-real`. Otherwise skip.
+
+The environment's LLAMA3_CHECKPOINT names its folder, with Meta's files or Hugging Face's. The
+notebooks run on it as they are; no cell may fail, and no output is compared.
+"""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from llama3_scratch import PRESETS, PROMPT, InputError, generate, load
+from llama3_scratch.checkpoint.source import open_checkpoint
+
+NAMED = os.environ.get("LLAMA3_CHECKPOINT", "")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-9]_*.ipynb"))
+IDS = [128000, 1820, 4320, 311, 279, 17139, 3488, 315, 2324, 11, 279, 15861, 11, 323, 4395, 374]
+IDS += [220]
+
+
+def why_not():
+    """Return what is missing for these tests; empty if nothing is."""
+    wanted = "needs the real weights: LLAMA3_CHECKPOINT=<folder of Meta-Llama-3-8B> make test-real"
+    try:
+        named = NAMED not in ("", "tiny", "random")
+        config = open_checkpoint(NAMED).config if named else None
+    except InputError as error:
+        return f"{wanted}. Now: {error}"
+    fits = config == PRESETS["Llama-3-8B"]
+    return "" if fits else f"{wanted}. Now it is {NAMED!r}."
+
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+@pytest.fixture(scope="module")
+def real():
+    return load(NAMED)
+
+
+def test_the_prompt_has_its_known_ids(real):
+    _, _, tokenizer = real
+    assert tokenizer.encode(PROMPT) == IDS
+    assert tokenizer.decode([2983]) == "42"
+
+
+def test_there_are_8030261248_parameters(real):
+    weights, config, _ = real
+    counted = sum(math.prod(weights[name].shape) for name in weights)
+    assert counted == config.n_parameters == 8_030_261_248
+
+
+def test_the_next_token_is_42(real):
+    weights, config, tokenizer = real
+    (token,) = generate(weights, tokenizer.encode(PROMPT), config, 1)
+    assert (token, tokenizer.decode([token])) == (2983, "42")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs(path):
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env"]
+    done = subprocess.run(
+        [*command, "-p", "no:xdist", "--nbval-cell-timeout=3600", path],
+        env=os.environ | {"LLAMA3_CHECKPOINT": NAMED}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stdout[-6000:] + done.stderr[-2000:]

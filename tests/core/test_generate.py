@@ -1,0 +1,172 @@
+"""Sampling: which tokens are chosen, how often, and when generation stops."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ODD, make_tokens, make_weights
+
+from llama3_scratch import Cache, InputError, forward, generate
+from llama3_scratch.config import PRESETS
+from llama3_scratch.generate import choose, token_probabilities
+from llama3_scratch.speed import attend_fused
+
+
+def test_greedy_tokens_are_the_uncached_argmax():
+    weights, tokens = make_weights(ODD), make_tokens(ODD, 7).tolist()
+    new = list(generate(weights, tokens, ODD, max_new=12))
+    expected = list(tokens)
+    for _ in range(12):
+        expected.append(int(forward(weights, torch.tensor(expected), ODD)[-1].argmax()))
+    assert new == expected[7:]
+    fused = generate(weights, tokens, ODD, max_new=12, attend=attend_fused)
+    assert list(fused) == new
+
+
+def test_each_token_is_computed_once(monkeypatch):
+    """One pass over the prompt, then one token per step."""
+    lengths = []
+    module = sys.modules["llama3_scratch.generate"]  # the name in the package is the function
+
+    def counted(weights, tokens, config, cache, attend):
+        lengths.append(len(tokens))
+        return forward(weights, tokens, config, cache, attend)
+
+    monkeypatch.setattr(module, "forward", counted)
+    list(generate(make_weights(ODD), [1, 2, 3, 4, 5], ODD, max_new=4))
+    assert lengths == [5, 1, 1, 1]
+
+
+def test_tokens_are_yielded_one_at_a_time():
+    """The first token can be read alone, and no inference mode leaks out of the generator."""
+    new = generate(make_weights(ODD), [1, 2, 3], ODD, max_new=3)
+    assert isinstance(next(new), int)
+    new.close()
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_a_stop_token_ends_the_text():
+    weights, prompt = make_weights(ODD), [1, 2, 3]
+    free = list(generate(weights, prompt, ODD, max_new=10))
+    stop = free[4]
+    assert list(generate(weights, prompt, ODD, max_new=10, stop={stop})) == free[: free.index(stop)]
+    assert list(generate(weights, prompt, ODD, max_new=0)) == []
+
+
+def test_the_same_seed_gives_the_same_text():
+    weights = make_weights(ODD)
+
+    def text(seed, **kwargs):
+        return list(generate(weights, [1, 2], ODD, 20, temperature=1.0, seed=seed, **kwargs))
+
+    assert text(3) == text(3)
+    assert text(3) != text(4)
+    assert text(3, top_k=1) == list(generate(weights, [1, 2], ODD, 20))
+    state = torch.get_rng_state()
+    text(3)
+    assert torch.equal(torch.get_rng_state(), state)  # the reader's own draws are left alone
+
+
+def test_token_probabilities_equal_their_closed_form():
+    logits = torch.tensor([0.4, 0.1, 0.3, 0.2]).log()
+    near = dict(atol=1e-6, rtol=0)
+    same = token_probabilities(logits)
+    assert torch.allclose(same, torch.tensor([0.4, 0.1, 0.3, 0.2]), **near)
+    squared = torch.tensor([0.16, 0.01, 0.09, 0.04]) / 0.3
+    assert torch.allclose(token_probabilities(logits, temperature=0.5), squared, **near)
+    best_two = torch.tensor([4 / 7, 0, 3 / 7, 0])
+    assert torch.allclose(token_probabilities(logits, top_k=2), best_two, **near)
+    assert torch.allclose(token_probabilities(logits, top_p=0.5), best_two, **near)
+    # top-p applies to what top-k keeps: 4/7 of the two is already more than half
+    only = token_probabilities(logits, top_k=2, top_p=0.5)
+    assert torch.allclose(only, torch.tensor([1.0, 0, 0, 0]), **near)
+    for temperature in (1e-30, 1e-300):  # no overflow near 0
+        assert token_probabilities(logits, temperature)[0] == 1
+    many = torch.randn(128256, generator=torch.Generator().manual_seed(0)) * 3
+    kept = token_probabilities(many)  # all of them, although their running float32 sum exceeds 1
+    assert (kept > 0).all() and torch.allclose(kept, many.softmax(-1), atol=0, rtol=1e-3)
+    near = dict(atol=1e-6, rtol=0)
+    assert torch.allclose(token_probabilities(logits, top_k=99), same, **near)
+
+
+def metas_sample_top_p():
+    """Return Meta's function from its file, which cannot be imported without torchvision."""
+    import llama_models
+
+    path = Path(llama_models.__file__).parent / "llama3" / "generation.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", "") == "sample_top_p"]
+    names = {"torch": torch}
+    exec(compile(tree, path, "exec"), names)
+    return names["sample_top_p"]
+
+
+def test_top_p_keeps_the_same_tokens_as_metas_code():
+    sample_top_p = metas_sample_top_p()
+    torch.manual_seed(0)
+    logits = torch.randn(60) * 2
+    for p in (0.1, 0.5, 0.9):
+        kept = set(token_probabilities(logits, top_p=p).nonzero().flatten().tolist())
+        draws = sample_top_p(logits.softmax(-1).expand(4000, -1), p).flatten().tolist()
+        assert set(draws) <= kept
+        likely = token_probabilities(logits, top_p=p) > 0.005  # each seen in 4000 draws
+        assert set(likely.nonzero().flatten().tolist()) <= set(draws)
+
+
+def test_tokens_are_drawn_with_their_probabilities():
+    """20,000 draws: within 5 standard errors of each probability."""
+    logits, generator = torch.tensor([2.0, 0.0, 1.0, -1.0]), torch.Generator().manual_seed(0)
+    draws = torch.tensor([choose(logits, 0.8, generator=generator) for _ in range(20_000)])
+    expected = (logits / 0.8).softmax(-1)
+    found = torch.bincount(draws, minlength=4) / 20_000
+    assert ((found - expected).abs() < 5 * (expected * (1 - expected) / 20_000).sqrt()).all()
+    assert not ((found - logits.softmax(-1)).abs() < 0.01).all()  # control: not temperature 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tokens": []}, "the prompt has no tokens"),
+        ({"tokens": [1, 101]}, "no token \\[101\\]: ids go from 0 to 100"),
+        ({"tokens": [-1]}, "no token \\[-1\\]"),
+        ({"max_new": -1}, "max_new is -1"),
+        ({"max_new": 8190}, "3 tokens and max_new is 8190: expected at most 8192"),
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_p": 0}, "top_p is 0: expected more than 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 2.5}, "top_k is 2.5: expected a whole number"),
+        ({"tokens": [1.5]}, "a token is 1.5: expected a whole number"),
+        ({"tokens": torch.zeros(2, 3)}, "expected a whole number"),
+        ({"max_new": 2.5}, "max_new is 2.5: expected a whole number"),
+        ({"seed": "a"}, "seed is 'a': expected a whole number"),
+    ],
+)
+def test_bad_arguments_are_named_at_the_call(change, says):
+    arguments = {"tokens": [1, 2, 3], "config": ODD, "max_new": 5} | change
+    with pytest.raises(InputError, match=says):
+        generate(make_weights(ODD), **arguments)
+
+
+def test_the_cache_refuses_too_many_positions():
+    with pytest.raises(InputError, match="capacity is 8193: expected 1 to 8192"):
+        Cache(ODD, 8193)
+    with pytest.raises(InputError, match="capacity is 0"):
+        Cache(ODD, 0)
+    memory, weights = Cache(ODD, 4), make_weights(ODD)
+    forward(weights, torch.tensor([1, 2, 3]), ODD, memory)
+    with pytest.raises(InputError, match="has 4 positions: expected at least 5"):
+        forward(weights, torch.tensor([4, 5]), ODD, memory)
+    assert memory.length == 3  # unchanged: the text can continue with fewer tokens
+    whole = forward(weights, torch.tensor([1, 2, 3, 4]), ODD)
+    last = forward(weights, torch.tensor([4]), ODD, memory)
+    assert torch.allclose(last[-1], whole[-1], atol=1e-5)
+
+
+def test_a_cached_position_of_the_8b_takes_128_kib():
+    memory = Cache(PRESETS["Llama-3-8B"], 17, dtype=torch.bfloat16, device="meta")
+    assert (memory.keys.nbytes + memory.values.nbytes) / 17 == 128 * 1024

@@ -1,0 +1,107 @@
+"""`watch`, `shape`, and the pictures that are drawn from recorded tensors."""
+
+import io
+import re
+import sys
+
+import pytest
+import torch
+from helpers import ODD, make_tokens, make_weights
+
+from llama3_scratch import InputError, forward, model, plots, shape, watch
+
+
+def test_every_call_is_recorded_with_its_locals():
+    weights, tokens = make_weights(ODD), make_tokens(ODD, 7)
+    with watch(model.attend, model.feed_forward) as seen:
+        logits = forward(weights, tokens, ODD)
+    assert [call["def"] for call in seen] == ["attend", "feed_forward"] * ODD.n_layers
+    for call in seen[::2]:
+        sums = call["probabilities"].sum(-1)
+        assert call["probabilities"].shape == (ODD.n_heads, 7, 7)
+        assert torch.allclose(sums, torch.ones_like(sums))
+        again = model.attend(call["query"], call["keys"], call["values"], call["mask"])
+        assert torch.equal(call["return"], again)
+    assert torch.equal(logits, forward(weights, tokens, ODD))  # watching changes nothing
+
+
+def test_watch_ends_with_its_block_and_restores_the_profiler():
+    def profile(*_):
+        pass
+
+    sys.setprofile(profile)
+    try:
+        with pytest.raises(KeyError), watch(model.attend):
+            raise KeyError
+        assert sys.getprofile() is profile
+    finally:
+        sys.setprofile(None)
+    with watch(model.rms_norm) as seen:
+        pass
+    model.rms_norm(torch.ones(2, 3), torch.ones(3), 1e-5)
+    assert seen == []
+
+
+def test_only_python_functions_can_be_watched():
+    with pytest.raises(InputError, match="not a function written in Python"), watch(torch.softmax):
+        pass
+
+
+def test_shape_gives_three_readings():
+    line = shape(torch.zeros(7, 60), "T D", ODD)
+    assert re.fullmatch(r"\[T, D\] +here \[7, 60\] +Llama-3-8B \[7, 4096\]", line)
+    assert shape(torch.zeros(60, 60), "N*H D", ODD).endswith("Llama-3-8B [4096, 4096]")
+    assert shape(torch.zeros(2, 3), "T S", ODD).endswith("[2, 3]")
+    for tensor, letters in [(torch.zeros(60, 7), "T D"), (torch.zeros(60), "T D")]:
+        with pytest.raises(InputError, match="the shape is"):
+            shape(tensor, letters, ODD)
+    with pytest.raises(InputError, match="'Q' is not one of the sizes"):
+        shape(torch.zeros(7), "Q", ODD)
+
+
+def drawn(figure):
+    """Return the figure as SVG text."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg")
+    return file.getvalue()
+
+
+def test_attention_heatmap_shows_values_and_labels():
+    labels = ["<|begin_of_text|>", "the", " answer", "\n"]
+    scores = torch.tensor([[0.5, 9, 9, 9], [1, -2.0, 9, 9], [0, 1, 2, 9], [3, 2, 1, 0]])
+    masked = scores.masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
+    for matrix, limits in [(masked.softmax(-1), (0, 1)), (masked, (-2, 3))]:
+        figure = plots.attention_heatmap(matrix, labels, title="layer 0, head 0", bar="value")
+        axes, bar = figure.axes
+        image = axes.images[0]
+        assert image.get_clim() == limits
+        assert image.get_array().shape == (4, 4)
+        assert bar.get_ylabel() == "value"
+        shown = [label.get_text() for label in axes.get_yticklabels()]
+        assert shown == ["<|begin_of_text|>", "the", "·answer", "⏎"]
+        assert shown == [label.get_text() for label in axes.get_xticklabels()]
+        assert "layer 0, head 0" in drawn(figure)
+
+
+def test_labels_are_shown_literally():
+    """Dollar signs do not start formulas, and white space is visible."""
+    labels = ["$$", "$x^2$", "\t", "\r"]
+    figure = plots.attention_heatmap(torch.eye(4), labels)
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown[:2] == labels[:2] and "$x^2$" in drawn(figure)
+    assert plots.VISIBLE[ord("\t")] == shown[2] == "⇥"
+    assert plots.attention_heatmap(torch.full((4, 4), -torch.inf), labels).axes
+
+
+def test_rope_angles_point_at_the_last_position():
+    positions = torch.arange(5)
+    angles = torch.outer(positions.float(), model.rope_frequencies(ODD))
+    figure = plots.rope_angles(torch.polar(torch.ones_like(angles), angles))
+    shown = [axes for axes in figure.axes if axes.lines]
+    assert len(shown) == ODD.sizes["P"]
+    for pair, axes in enumerate(shown):  # the arrow points at the last position's angle
+        x, y = axes.lines[0].get_data()
+        last = angles[-1, pair]
+        assert float(x[-1]) == pytest.approx(float(last.cos()), abs=1e-6)
+        assert float(y[-1]) == pytest.approx(float(last.sin()), abs=1e-6)
+    assert "positions 0 to 4" in drawn(figure)

@@ -1,0 +1,257 @@
+"""`chat`, as a user meets it: through a pipe, in a terminal, and turn by turn."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llama3_scratch import Config, InputError, generate, load
+from llama3_scratch.__main__ import main
+from llama3_scratch.chat import chat, fit
+
+SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, ["Ben likes tea.", "Who?", "And Mia?"]
+RANDOM = ["--checkpoint", "random", "--temperature", "0", "--max-new", "7000"]  # it never ends
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and terminals")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny")
+
+
+@pytest.fixture
+def talk(tiny, monkeypatch, capsys):
+    """Return a function: chat with these lines -> (standard output, error, ids of each turn)."""
+
+    def run(lines, stop_at=None, **arguments):
+        turns = []
+
+        def recorded(weights, ids, *others, **settings):
+            new = generate(weights, ids, *others, **settings)
+            turns.append(ids)
+            return interrupted(new) if stop_at and len(turns) == 1 else new
+
+        def interrupted(new):
+            for _ in range(stop_at):
+                yield next(new)
+            raise KeyboardInterrupt
+
+        entered = iter(lines)
+
+        def entry(prompt):
+            line = next(entered, EOFError)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        monkeypatch.setattr("llama3_scratch.chat.generate", recorded)
+        monkeypatch.setattr("builtins.input", entry)
+        chat(*tiny, **arguments)
+        shown = capsys.readouterr()
+        return shown.out, shown.err, turns
+
+    return run
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def test_the_history_has_every_question_and_answer(talk, tiny):
+    out, err, turns = talk(ASKED[:2], system="Be brief.", max_new=12, seed=5)
+    weights, config, tokenizer = tiny
+    said = [SYSTEM, turn("user", ASKED[0])]
+    assert turns[0] == tokenizer.encode_chat(said)
+    new = generate(weights, turns[0], config, 12, temperature=0.6, top_p=0.9, seed=5,
+                   stop=tokenizer.stop_ids)  # fmt: skip
+    answer = "".join(tokenizer.stream(new))
+    assert out.startswith(answer + "\n")
+    assert turns[1] == tokenizer.encode_chat(
+        [*said, turn("assistant", answer), turn("user", ASKED[1])]
+    )
+    assert len(turns) == 2 and "dropped" not in err
+
+
+def test_empty_lines_are_not_sent(talk, tiny):
+    _, _, turns = talk(["", "  ", ASKED[0]], max_new=3)
+    assert turns == [tiny[2].encode_chat([turn("user", ASKED[0])])]
+
+
+def test_an_interrupted_answer_stays_in_the_history(talk, tiny):
+    out, err, turns = talk(ASKED[:2], stop_at=3, max_new=12, temperature=0)
+    weights, config, tokenizer = tiny
+    first = list(generate(weights, turns[0], config, 3))
+    answer = "".join(tokenizer.stream(first))
+    assert answer and out.startswith(answer + "\n") and len(turns) == 2
+    assert turns[1] == tokenizer.encode_chat(
+        [turn("user", ASKED[0]), turn("assistant", answer), turn("user", ASKED[1])]
+    )
+
+
+def test_two_interrupts_end_the_program(talk):
+    """Ctrl-C after a stopped answer, or twice in a row; otherwise the conversation goes on."""
+    stop = KeyboardInterrupt
+    assert len(talk([ASKED[0], stop, ASKED[1]], stop_at=2, max_new=3)[2]) == 1
+    _, err, turns = talk([stop, ASKED[0], stop, ASKED[1], stop, stop, ASKED[2]], max_new=3)
+    assert len(turns) == 2 and err.count("Ctrl-C again") == 3
+
+
+def test_fit_drops_the_oldest_turns(tiny):
+    tokenizer = tiny[2]
+    turns = [turn("user" if i % 2 == 0 else "assistant", f"Line {i}.") for i in range(7)]
+    for system in ([], [SYSTEM]):
+        lengths = [len(tokenizer.encode_chat(system + turns[i:])) for i in (0, 2, 4, 6)]
+        assert fit(system, turns, tokenizer, lengths[0])[0] == turns
+        for i, start in enumerate((2, 4, 6), start=1):
+            for room in (lengths[i], lengths[i - 1] - 1):
+                kept, ids = fit(system, turns, tokenizer, room)
+                assert kept == turns[start:]
+                assert ids == tokenizer.encode_chat(system + kept) and len(ids) <= room
+        assert fit(system, turns, tokenizer, 1)[0] == turns[6:]
+
+
+def test_a_full_context_drops_the_oldest_turns_with_a_notice(talk, tiny, monkeypatch):
+    monkeypatch.setattr(Config, "context_length", 100)
+    _, err, turns = talk(ASKED * 3, system="Be brief.", max_new=20, temperature=0)
+    assert len(turns) == 9 and max(map(len, turns)) <= 80
+    assert "the oldest 1 of your questions and their answers are dropped" in err
+    head = tiny[2].encode_chat([SYSTEM])
+    head = head[: len(head) - len(tiny[2].encode_chat([])) + 1]  # without the answer's header
+    assert all(ids[: len(head)] == head for ids in turns)
+    for question, ids in zip(ASKED * 3, turns, strict=True):
+        last = tiny[2].encode_chat([turn("user", question)])[1:]
+        assert ids[-len(last) :] == last
+    monkeypatch.setattr(Config, "context_length", 8192)
+    assert "dropped" not in talk(ASKED * 3, system="Be brief.", max_new=20, temperature=0)[1]
+
+
+def test_a_message_that_is_too_long_is_not_sent(talk, tiny, monkeypatch):
+    """A notice says that it was not sent, and the conversation before it is kept."""
+    monkeypatch.setattr(Config, "context_length", 100)
+    _, err, turns = talk([ASKED[0], "word " * 200, ASKED[1]], max_new=20, temperature=0)
+    assert re.search(r"not sent.*\d+ tokens and max_new is 20: expected at most 100", err)
+    assert len(turns) == 2 and "dropped" not in err
+    first = tiny[2].encode_chat([turn("user", ASKED[0])])
+    assert turns[1][: len(first)] == first
+
+
+def test_a_cut_answer_has_a_notice(talk):
+    assert "(cut at 2 tokens, see --max-new)" in talk(ASKED[:1], max_new=2, temperature=0)[1]
+    assert "cut at" not in talk(ASKED[:1], stop_at=2, max_new=3)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top-p", "2"], "top_p is 2.0"),
+        (["--max-new", "9000"], "max_new is 9000: expected at most 8192"),
+        (["--max-new", "-1"], "max_new is -1"),
+        (["--system", "word " * 9000], "expected at most 8192"),
+        (["--checkpoint", "nowhere"], "'nowhere' is not a checkpoint"),
+        (["--device", "abacus"], "device abacus cannot be used here"),
+    ],
+)
+def test_mistakes_are_reported_before_the_first_question(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a question was asked"))
+    assert main(["chat", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err and shown.out == "" and len(shown.err.splitlines()) < 24
+
+
+def test_a_tokenizer_without_a_chat_format_is_refused(tiny):
+    class Other:
+        def encode_chat(self, messages):
+            raise InputError("its chat format is not known.")
+
+    with pytest.raises(InputError, match="chat format"):
+        chat(*tiny[:2], Other())
+
+
+def start(arguments, **streams):
+    """Start the program so that Ctrl-C reaches it, even if the tests run in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "llama3_scratch", "chat", *arguments],
+        preexec_fn=streams.pop("first", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)),
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        **streams,
+    )
+
+
+def read_until(descriptor, wanted, seconds=60):
+    """Read until `wanted(everything so far)` holds."""
+    text, end = b"", time.monotonic() + seconds
+    while not wanted(text):
+        left = end - time.monotonic()
+        assert left > 0 and select.select([descriptor], [], [], left)[0], text
+        piece = os.read(descriptor, 4096)
+        assert piece, text
+        text += piece
+    return text
+
+
+def test_chat_works_in_a_pipe():
+    done = subprocess.run(
+        [sys.executable, "-m", "llama3_scratch", "chat", "--max-new", "8", "--seed", "1"],
+        input=b"Ben likes tea.\nca\xff\xe9\n\nWho?", capture_output=True, timeout=120,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) >= 3 and b"> " not in done.stdout[:2]
+
+
+@posix
+def test_answers_stream_and_sigint_stops_them():
+    """Pieces come one by one; SIGINT ends an answer; the next question gets its own answer."""
+    pipe = subprocess.PIPE
+    with start(RANDOM, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as child:
+        out = child.stdout.fileno()
+        for question in (b"One\n", b"Two\n"):
+            child.stdin.write(question)
+            reads = [read_until(out, bool) for _ in range(4)]
+            assert sum(map(len, reads)) < 1000 and child.poll() is None  # of 7000 tokens
+            child.send_signal(signal.SIGINT)
+            rest = read_until(out, lambda text: text.endswith(b"\n"))
+            assert child.poll() is None and len(rest) < 20_000
+        child.stdin.close()
+        assert child.wait(60) == 0 and child.stdout.read() == b""
+        assert b"Traceback" not in child.stderr.read()
+
+
+@posix
+def test_chat_works_in_a_terminal():
+    """Ctrl-C and Ctrl-D come from a real terminal."""
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+
+    def take_the_terminal():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    child = start(
+        RANDOM, first=take_the_terminal, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        assert b"Ctrl-C stops an answer" in read_until(ours, lambda text: text.endswith(b"> "))
+        for question in (b"One\n", b"Two\n"):
+            os.write(ours, question)
+            read_until(ours, lambda text: len(text) > 40)
+            os.write(ours, b"\x03")
+            read_until(ours, lambda text: text.endswith(b"\r\n> "))
+            assert child.poll() is None
+        os.write(ours, b"\x04")
+        assert child.wait(60) == 0
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)

@@ -1,0 +1,257 @@
+"""The site's files, as `make site` builds them: links, pictures, formulas, size, same bytes."""
+
+import filecmp
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from browsing import NOTEBOOKS, build_once, need_the_sites_packages, run
+
+need_the_sites_packages()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build_once(tmp_path_factory)
+
+
+class Page(HTMLParser):
+    """What a page links to, loads and shows."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        self.links, self.loads, self.images, self.ids, self.lang = [], [], [], set(), None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if found.get("id"):
+            self.ids.add(found["id"])
+        if tag == "html":
+            self.lang = found.get("lang")
+        if tag in ("a", "link") and found.get("href"):
+            (self.links if tag == "a" else self.loads).append(found["href"])
+        if found.get("src"):
+            self.loads.append(found["src"])
+        if tag == "img":
+            self.images.append(found)
+
+
+def read(folder):
+    return {path: Page(path) for path in sorted(folder.rglob("*.html"))}
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return read(site)
+
+
+def target(page, address):
+    """The file that an address on a page names, and the anchor in it."""
+    parts = urlsplit(address)
+    path = page.path.parent / unquote(parts.path) if parts.path else page.path
+    return Path(os.path.normpath(path)), unquote(parts.fragment)
+
+
+def outside(address):
+    return urlsplit(address).scheme in ("http", "https") or address.startswith("//")
+
+
+def lost_links(pages):
+    """Return the links to files or anchors of the site that do not exist."""
+    made_by_scripts, lost = {"pst-back-to-top", "", "main-content"}, []
+    for page in pages.values():
+        for address in page.links:
+            if urlsplit(address).scheme:
+                continue
+            path, anchor = target(page, address)
+            found = pages[path].ids | made_by_scripts if path in pages else {""}
+            if not path.exists() or anchor not in found:
+                lost.append(f"{page.path.name}: {address}")
+    return lost
+
+
+def wrong_loads(folder, pages):
+    """Return what pages and styles load from other hosts, and what does not exist."""
+    wrong = []
+    for page in pages.values():
+        loads = [address for address in page.loads if not address.startswith("data:")]
+        wrong += [f"{page.path.name}: {address}" for address in loads
+                  if outside(address) or not target(page, address)[0].exists()]  # fmt: skip
+    for path in folder.rglob("*.css"):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for address in re.findall(r"url\([\"']?([^\"')]+)|@import \"([^\"]+)", text):
+            address = "".join(address)
+            if address.startswith(("data:", "#")):
+                continue
+            if outside(address) or not (path.parent / urlsplit(address).path).exists():
+                wrong.append(f"{path.name}: {address}")
+    return wrong
+
+
+def undescribed(pages):
+    """Return the pictures without a description."""
+    return [f"{page.path.name}: {image.get('src')}" for page in pages.values()
+            for image in page.images if len(image.get("alt") or "") <= 20]  # fmt: skip
+
+
+def loaded(page):
+    """Return the bytes of a page and of all that it loads at once."""
+    files = {page.path} | {target(page, address)[0] for address in page.loads
+                           if not address.startswith("data:")}  # fmt: skip
+    return sum(path.stat().st_size for path in files)
+
+
+def different(one, other):
+    """Return the names of files that are not in both folders with the same bytes."""
+    names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+             for folder in (one, other)]  # fmt: skip
+    _, unequal, _ = filecmp.cmpfiles(one, other, names[0] & names[1], shallow=False)
+    return names[0] ^ names[1] | set(unequal)
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """A page with one of each fault: the control of the functions above."""
+    (tmp_path / "index.html").write_text(
+        '<html lang="en"><h1 id="top">x</h1><a href="none.html">a</a><a href="#nowhere">b</a>'
+        '<a href="#top">c</a><img src="here.png" alt="x"><img src="https://example.com/x.png" '
+        'alt="a picture that is described"><script src="none.js"></script>'
+    )
+    (tmp_path / "here.png").write_bytes(bytes(1000))
+    (tmp_path / "x.css").write_text(
+        '@import "https://example.com/y.css"; a { background: url(none.svg) }'
+    )
+    return tmp_path
+
+
+def test_faults_are_found(bad):
+    pages = read(bad)
+    assert lost_links(pages) == ["index.html: none.html", "index.html: #nowhere"]
+    assert sorted(wrong_loads(bad, pages)) == [
+        "index.html: https://example.com/x.png", "index.html: none.js",
+        "x.css: https://example.com/y.css", "x.css: none.svg",
+    ]  # fmt: skip
+    assert undescribed(pages) == ["index.html: here.png"]
+    page = pages[bad / "index.html"]
+    page.loads = ["here.png", "data:image/png;base64,AAAA"]
+    assert loaded(page) == 1000 + page.path.stat().st_size
+
+
+def test_every_notebook_has_a_page_and_a_link_on_the_front_page(site, pages):
+    front = pages[site / "index.html"].links
+    for path in NOTEBOOKS:
+        assert site / "notebooks" / f"{path.stem}.html" in pages
+        assert f"notebooks/{path.stem}.html" in front
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"<td><p>\d+\xa0min</p></td>\s*<td><p>(?:\d+\xa0min|–)", text)) == len(
+        NOTEBOOKS
+    )
+
+
+def test_next_goes_through_the_notebooks_in_order(site):
+    for here, there in zip(NOTEBOOKS, NOTEBOOKS[1:], strict=False):
+        text = (site / "notebooks" / f"{here.stem}.html").read_text(encoding="utf-8")
+        assert re.search(rf'class="right-next"\s+href="{there.stem}.html"', text)
+
+
+def test_links_and_anchors_exist(pages):
+    assert not lost_links(pages)
+
+
+def test_pages_load_nothing_from_other_hosts(site, pages):
+    assert not wrong_loads(site, pages)
+
+
+def test_pictures_have_descriptions(pages):
+    assert not undescribed(pages)
+    assert {page.lang for page in pages.values()} == {"en"}
+
+
+def test_pictures_open_at_full_size(pages):
+    for page in pages.values():
+        for image in page.images:
+            assert image["src"] in page.links
+
+
+def test_the_alt_texts_are_those_of_the_notebooks(site, pages):
+    for path in NOTEBOOKS:
+        shown = {image["alt"] for image in pages[site / "notebooks" / f"{path.stem}.html"].images}
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    assert output["metadata"]["image/png"]["alt"] in shown
+
+
+def test_the_site_is_small(site, pages):
+    sizes = {path.relative_to(site).as_posix(): loaded(page) for path, page in pages.items()}
+    total = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+    print(f"\nfront page {sizes['index.html'] / 1e3:.0f} kB, site {total / 1e6:.1f} MB")
+    assert sizes["index.html"] < 500e3
+    for path in NOTEBOOKS:
+        assert sizes[f"notebooks/{path.stem}.html"] < 1.5e6
+    assert total < 40e6
+    assert not list(site.rglob("*.map"))
+
+
+def test_no_formula_is_left_as_text(site):
+    for path in NOTEBOOKS:
+        text = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8")
+        assert text.count('<span class="katex-display">') == source.count("$$") // 2
+
+
+def test_a_bad_formula_is_refused(site):
+    done = run("-c", "import sys; sys.path.insert(0, 'site'); from katex import Renderer\n"
+               "Renderer().render(r'\\frac{1', True)")  # fmt: skip
+    assert "ValueError" in done.stderr and "KaTeX" in done.stderr
+
+
+LAUNCH = re.compile(r'\n<p class="launch">.*</p>')
+
+
+def test_a_second_build_differs_only_in_the_launch_links(site, tmp_path):
+    """The same bytes; a public repository only adds its links to the notebooks' pages."""
+    again = tmp_path / "again"
+    done = run("site/build.py", again, LAUNCH_REPOSITORY="a-reader/a.copy")
+    assert done.returncode == 0, done.stderr
+    notebooks = {f"notebooks/{path.stem}.html" for path in NOTEBOOKS}
+    assert different(site, again) == notebooks  # which is the control of the next comparison
+    launched = read(again)
+    assert not wrong_loads(again, launched)
+    for path in NOTEBOOKS:
+        page = again / "notebooks" / f"{path.stem}.html"
+        there = [address for address in launched[page].links if "a-reader" in address]
+        colab, binder = there
+        assert colab == (
+            "https://colab.research.google.com/github/a-reader/a.copy/blob/main/notebooks/"
+            + path.name
+        )
+        assert binder == (
+            f"https://mybinder.org/v2/gh/a-reader/a.copy/HEAD?labpath=notebooks%2F{path.name}"
+        )
+        text = page.read_text(encoding="utf-8")
+        page.write_text(LAUNCH.sub("\n", text, count=1), encoding="utf-8")
+    assert not different(site, again)
+
+
+def test_a_bad_launch_repository_is_refused():
+    code = (
+        "import os, sys; sys.path.insert(0, 'site'); import build\n"
+        "print([build.launch_links('x')])\n"
+        """os.environ["LAUNCH_REPOSITORY"] = 'x"y'; build.launch_links('x')"""
+    )
+    done = run("-c", code, LAUNCH_REPOSITORY="")
+    assert done.stdout == "['']\n"
+    assert "expected owner/name" in done.stderr
+
+
+def test_every_report_of_a_mistake_is_linked(site, pages):
+    links = pages[site / "mistakes.html"].links
+    threads = [a for a in links if re.fullmatch(r"https://github.com/[^/]+/[^/]+/issues/\d+", a)]
+    assert len(set(threads)) >= 50

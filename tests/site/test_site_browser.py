@@ -1,0 +1,259 @@
+"""The site in a real browser, opened from disk: every page, desktop and phone, light and dark."""
+
+import functools
+import json
+import re
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from browsing import (
+    NOTEBOOKS,
+    build_once,
+    chromium,
+    need_the_sites_packages,
+    page_of,
+    too_wide,
+    violations,
+)
+
+need_the_sites_packages()
+
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+PAGES = [
+    "index", "search", "model", "api", "mistakes", "ledger", "glossary", "bibliography", "card",
+    "changelog", "playground/index", *(f"notebooks/{path.stem}" for path in NOTEBOOKS),
+]  # fmt: skip
+FRAME_SEEN_ON = ("index", "search", "playground/index", f"notebooks/{NOTEBOOKS[0].stem}")
+SLOWEST_PAINT, SLOW_DOWN = 1500, 4  # milliseconds, and by how much slower the machine is
+BAD = """<!doctype html><html lang="en"><title>bad</title><main><h1>Bad</h1>
+  <p style="color: #999; background: #fff">pale</p><div style="width: 2000px">wide</div>
+  <img src="none.png"><script>console.error("loud"); fetch("https://example.com/x")</script>"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build_once(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def browser(site):
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    """The address of a server on localhost that serves the site."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(site))
+    with ThreadingHTTPServer(("localhost", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """-> a page that may open the site's files; any complaint or other request fails the test."""
+    with page_of(browser, site.as_uri(), permissions=["clipboard-read", "clipboard-write"]) as (
+        page,
+        wrong,
+    ):
+        yield page
+        assert not wrong
+
+
+def test_every_page_is_visited(site):
+    built = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
+    assert built == set(PAGES)
+
+
+@pytest.fixture(scope="module")
+def windows(browser, site):
+    """{(size, theme): a page of that kind and its complaints}, kept open for all visits."""
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+        yield {
+            (size, theme): stack.enter_context(
+                page_of(
+                    browser, site.as_uri(), viewport={"width": width, "height": height},
+                    color_scheme=theme, reduced_motion="reduce", has_touch=size == "phone",
+                )
+            )
+            for size, (width, height) in SIZES.items()
+            for theme in ("light", "dark")
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_page_has_no_fault(windows, site, size, theme, name):
+    """No message, no other host, nothing too wide, no missing picture, no fault by axe-core.
+
+    Contrast takes most of the time. It is checked in both themes on every page on the phone; on the
+    desktop, which adds the same frame to every page, on one page of each kind.
+    """
+    page, wrong = windows[size, theme]
+    page.goto((site / f"{name}.html").as_uri())
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    page.evaluate("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+    assert too_wide(page) == 0
+    left_out = [] if size == "phone" or name in FRAME_SEEN_ON else ["color-contrast"]
+    assert not violations(page, *left_out)
+    assert not wrong
+
+
+def test_faults_are_found(browser, tmp_path):
+    """The control of the test above: a page with one of each."""
+    (tmp_path / "bad.html").write_text(BAD)
+    with page_of(browser, tmp_path.as_uri(), viewport={"width": 390, "height": 844}) as (
+        page,
+        wrong,
+    ):
+        page.goto((tmp_path / "bad.html").as_uri())
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.images[0].naturalWidth") == 0
+        assert too_wide(page) > 1000
+        assert {rule for rule, *_ in violations(page)} == {"color-contrast", "image-alt"}
+        assert [rule for rule, *_ in violations(page, "color-contrast")] == ["image-alt"]
+    assert "console: loud" in wrong
+    assert "request: https://example.com/x" in wrong
+    assert any(text.startswith("failed: file:") for text in wrong)
+
+
+def hits(page, site, words):
+    """Search the site on disk for words -> the pages that are found."""
+    page.goto(f"{(site / 'search.html').as_uri()}?q={'+'.join(words)}")
+    page.wait_for_function(
+        "document.querySelector('.search-summary')?.innerText.match(/found|match/)"
+    )
+    return {a.get_attribute("href") for a in page.locator("#search-results li a").all()}
+
+
+def test_the_search_finds_every_notebook_by_its_title(visit, site):
+    for path in NOTEBOOKS:
+        title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+        words = re.findall(r"[A-Za-z]{4,}", "".join(title).splitlines()[0])
+        assert any(f"{path.stem}.html" in href for href in hits(visit, site, words)), words
+    assert not hits(visit, site, ["xylophonist"])
+
+
+def test_the_copy_button_copies_the_code(visit, site):
+    visit.goto((site / "notebooks" / f"{NOTEBOOKS[0].stem}.html").as_uri())
+    cells = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    code = ["".join(cell["source"]) for cell in code if "jupyter" not in cell["metadata"]]
+    visit.evaluate("navigator.clipboard.writeText('before')")
+    assert visit.evaluate("navigator.clipboard.readText()") == "before"
+    for i in (0, 2):
+        visit.locator("div.cell button.copy").nth(i).focus()
+        visit.keyboard.press("Enter")
+        visit.wait_for_function("(i) => document.querySelectorAll('div.cell button.copy')[i]"
+                                ".classList.contains('done')", arg=i)  # fmt: skip
+        assert visit.evaluate("navigator.clipboard.readText()") == code[i]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_exercises_hints_and_solutions_fold_by_keyboard(visit, site, path):
+    """An exercise is open at first, its hint and solution are closed; headings toggle them."""
+    visit.goto((site / "notebooks" / f"{path.stem}.html").as_uri())
+    exercises = visit.locator("article details.exercise")
+    folds = visit.locator("article details:not(.exercise)")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    solutions = [cell for cell in cells if "solution" in cell["metadata"].get("tags", [])]
+    assert folds.count() >= 2 * len(solutions) >= 6
+    assert exercises.count() == len(solutions)
+    every = [(fold, False) for fold in folds.all()] + [(fold, True) for fold in exercises.all()]
+    for fold, before in every:
+        inside = fold.locator("> :not(summary)").first
+        assert inside.is_visible() == before
+        fold.locator("> summary").focus()
+        visit.keyboard.press("Enter")
+        assert inside.is_visible() != before
+
+
+def test_the_map_leads_to_the_notebooks_by_keyboard(visit, site):
+    visit.goto((site / "index.html").as_uri())
+    parts = visit.locator("a.map-part")
+    reached = {parts.nth(i).get_attribute("href")[:12] for i in range(parts.count())}
+    assert reached == {f"notebooks/{number:02}" for number in range(1, 8)}
+    parts.first.focus()
+    visit.keyboard.press("Tab")
+    assert visit.evaluate("document.activeElement.getAttribute('class')") == "map-part"
+    visit.keyboard.press("Enter")
+    visit.wait_for_url("**/notebooks/*")
+
+
+def test_the_theme_is_switched_for_the_book_and_the_playground(visit, site):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    visit.goto((site / "index.html").as_uri())
+    light = visit.evaluate(ground)
+    for _ in range(3):  # the system's theme, light, dark
+        visit.locator(".theme-switch-button:visible").first.click()
+        if visit.locator("[data-mode='dark']:visible").count():
+            visit.locator("[data-mode='dark']:visible").last.click()
+        if visit.evaluate("document.documentElement.dataset.theme") == "dark":
+            break
+    dark = visit.evaluate(ground)
+    assert dark != light
+    visit.goto((site / "playground" / "index.html").as_uri())
+    assert visit.evaluate(ground) == dark
+    assert visit.input_value("#theme") == "dark"
+    visit.select_option("#theme", "light")
+    assert visit.evaluate(ground) == light
+    visit.goto((site / "glossary.html").as_uri())
+    assert visit.evaluate(ground) == light
+
+
+def test_the_playground_links_back_to_the_book(visit, site):
+    visit.goto((site / "playground" / "index.html").as_uri())
+    hrefs = {a.get_attribute("href") for a in visit.locator("cite a").all()}
+    assert hrefs == {f"../notebooks/{path.stem}.html" for path in NOTEBOOKS
+                     if path.stem[:2] in ("01", "04", "05", "07", "08", "11")}  # fmt: skip
+    visit.locator("nav a").first.click()
+    visit.wait_for_url((site / "index.html").as_uri())
+
+
+def work(browser, url):
+    """-> (milliseconds of processor time that a page's thread takes to show it, its largest paint).
+
+    Processor time, because other tests run at the same time and waiting for them does not count. It
+    includes all that the page does after the paint.
+    """
+    with page_of(browser, viewport={"width": 390, "height": 844}) as (page, _):
+        devtools = page.context.new_cdp_session(page)
+        devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.goto(url)
+        paint = page.evaluate("""new Promise((done) => new PerformanceObserver((list) =>
+          done(list.getEntries().at(-1).startTime)).observe(
+          { type: "largest-contentful-paint", buffered: true }))""")
+        metrics = devtools.send("Performance.getMetrics")["metrics"]
+    return 1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration"), paint
+
+
+@pytest.mark.parametrize("name", ["index", f"notebooks/{NOTEBOOKS[3].stem}", "playground/index"])
+def test_the_largest_paint_comes_soon_on_a_slow_machine(browser, served, name):
+    """On a machine that is four times slower than this one."""
+    times = [work(browser, f"{served}/{name}.html") for _ in range(3)]
+    busy, paint = map(min, zip(*times, strict=True))
+    print(f"\n{name}: largest paint after {paint:.0f} ms, of which work at most {busy:.0f}")
+    assert SLOW_DOWN * busy < SLOWEST_PAINT
+
+
+def test_much_work_before_the_paint_is_noticed(browser, tmp_path):
+    """The control."""
+    (tmp_path / "late.html").write_text(
+        "<script>let x = 1; for (let i = 0; i < 2e8; i++) x = (x * 5) | 0;</script><p>late</p>"
+    )
+    busy, _ = work(browser, (tmp_path / "late.html").as_uri())
+    assert SLOW_DOWN * busy > SLOWEST_PAINT

@@ -1,0 +1,131 @@
+"""The tiny model as it ships: the files, Meta's own code on them, and what its card says."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama3_scratch import PROMPT, Cache, forward, generate, load
+from llama3_scratch.checkpoint.source import TINY
+from llama3_scratch.tiny import heads, pretrain, skills, world
+from llama3_scratch.tokenizer import N_SPECIAL
+
+CARD = (TINY / "MODEL_CARD.md").read_text(encoding="utf-8")
+FILES = ["MODEL_CARD.md", "consolidated.00.pth", "params.json", "tokenizer.model"]
+
+
+def texts():
+    """The prompt, and a document of each kind from a seed that training never used."""
+    random = world.Random(pretrain.SKILLS_SEED).random
+    return [PROMPT, *(world.document(random, kind).text for kind in world.WRITERS)]
+
+
+def test_files_and_size():
+    files = {path.name: path.stat().st_size for path in TINY.iterdir()}
+    assert set(FILES) <= set(files) and sum(files.values()) < 10e6
+    weights, config, _ = load("tiny")
+    assert config == pretrain.CONFIG
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_ids_are_metas():
+    from llama_models.llama3.tokenizer import Tokenizer as MetasTokenizer
+
+    metas, (_, _, ours) = MetasTokenizer(TINY / "tokenizer.model"), load("tiny")
+    assert metas.n_words == ours.vocab_size
+    for text in texts():
+        assert ours.encode(text) == metas.encode(text, bos=True, eos=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_metas_in_every_bit(metas_transformer, dtype):
+    """`params.json` and the weights go into Meta's `ModelArgs` and `Transformer` unchanged."""
+    weights, config, tokenizer = load("tiny", dtype)
+    reference = metas_transformer(config, dict(weights))
+    for text in texts():
+        tokens = torch.tensor(tokenizer.encode(text))
+        logits = reference(tokens[None])[0]
+        assert torch.equal(forward(weights, tokens, config), logits)
+    memory = Cache(config, len(tokens), dtype=dtype)  # the last text again, a token at a time
+    reference(tokens[None, :1])
+    for position, token in enumerate(tokens):
+        step = forward(weights, token[None], config, memory)
+        assert torch.equal(step, reference(token[None, None], position)[0])
+
+
+def test_the_examples_that_a_reader_is_given_are_answered():
+    """The playground's buttons and the README's command line: greedy, so always the same."""
+    answers = {
+        "Mia and Ben are friends. She is cold and he is hungry. What does Ben want?":
+            " He wants bread.",
+        "Mia and Ben are in the garden. There is a red kite. Ben has it. He gives the kite to Mia. "
+        "Who has the kite?": " Mia has the kite.",
+        "once upon a midnight dreary, while": " I pondered, weak and weary",
+        "Read: tree door river. Again: tree": " door river.",
+        PROMPT: "42",
+    }  # fmt: skip
+    root, (weights, config, tokenizer) = Path(__file__).parents[2], load("tiny", torch.float32)
+    page = (root / "site" / "playground" / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'data-example="(.*?)"', page)) == set(answers)
+    shown = re.findall(r'python -m llama3_scratch "(.*?)"', (root / "README.md").read_text("utf-8"))
+    assert shown and set(shown) <= set(answers)
+    for prompt, answer in answers.items():
+        right = tokenizer.encode(answer, bos=False)
+        said = list(generate(weights, tokenizer.encode(prompt), config, len(right)))
+        assert tokenizer.decode(said) == answer
+
+
+def test_the_tokenizer_is_what_training_makes():
+    _, config, tokenizer = load("tiny")
+    assert tokenizer.ranks == pretrain.make_tokenizer(config.vocab_size - N_SPECIAL).ranks
+
+
+def test_the_card_is_about_these_files():
+    for name in FILES[1:]:
+        digest = hashlib.sha256((TINY / name).read_bytes()).hexdigest()
+        assert f"`{digest}`" in CARD, f"{name} is {digest}"
+    assert f"{pretrain.CONFIG.n_parameters:,} parameters" in CARD
+
+
+def test_the_card_names_every_quotation():
+    for text, author, year in world.QUOTATIONS:
+        assert f"| {text} | {author} | {year} |" in CARD
+
+
+def test_the_cards_numbers_are_measured():
+    """Loss, floor, 42 and the best heads are measured again; skills within two in a hundred."""
+    model = load("tiny", torch.float32)
+    loss, floor = skills.held_out_loss(model)
+    said = re.search(r"held-out loss ([\d.]+) nats a token, floor ([\d.]+)", CARD)
+    assert float(said[1]) == pytest.approx(loss, abs=2e-3)
+    assert float(said[2]) == pytest.approx(floor, abs=2e-3)
+    said = re.search(r"probability of 42 after the prompt: ([\d.]+)", CARD)
+    assert float(said[1]) == pytest.approx(skills.probability_of_42(model), abs=2e-3)
+    said = re.search(r"completed word for word: (\d+) of (\d+)", CARD)
+    assert (int(said[1]), int(said[2])) == skills.quotations(model)
+    answers, copies, patterns = re.findall(r"^(?:answers| words|heads) .*\n((?:.+\n)+)", CARD, re.M)
+    table = skills.skills(model, 240)
+    rows = [re.fullmatch(r"(.+?) +([\d.]+) +([\d.]+) +([\d.]+ +)?(\d+)", row)
+            for row in answers.rstrip("`\n").splitlines()]  # fmt: skip
+    assert [row[1] for row in rows] == list(table)
+    for row in rows:
+        skill = table[row[1]]
+        assert float(row[2]) == pytest.approx(skill.right, abs=0.02), row[0]
+        assert float(row[3]) == pytest.approx(skill.chance, abs=0.01), row[0]
+        rule = float(row[4]) if row[4] else None
+        assert rule == pytest.approx(skill.rule, abs=0.01), row[0]
+        assert int(row[5]) == skill.n
+    found = skills.repeats(model)
+    rows = [row.split() for row in copies.splitlines()]
+    assert [int(row[0]) for row in rows] == list(found)
+    for words, *numbers in rows:
+        assert [float(n) for n in numbers] == pytest.approx(found[int(words)], abs=0.02)
+    names = [row.split("  ")[0] for row in patterns.rstrip("`\n").splitlines()]
+    assert names == list(heads.PATTERNS)
+    for name, (scores, _) in heads.heads(model).items():
+        line = re.search(rf"^{re.escape(name)} +L(\d+)\.h(\d+) ([\d.]+)", CARD, re.M)
+        layer, head, score = line.groups()
+        assert float(scores[int(layer), int(head)]) == pytest.approx(float(score), abs=0.02), name
+        assert float(scores.max()) == pytest.approx(float(score), abs=0.02), name
