@@ -412,7 +412,7 @@ def api():
     """Every public function and class of the package, from its signature and docstring."""
     imports = ast.parse(inspect.getsource(llama3_scratch)).body
     names = [a.name for node in imports if isinstance(node, ast.ImportFrom) for a in node.names]
-    exported = ", ".join(f"`{name}`" for name in [*names, "PROMPT"])
+    exported = ", ".join(f"`{name}`" for name in [*names, "PROMPT", "STORY"])
     lines = [
         "# Functions of the package",
         "Read from the signatures and docstrings of the source, in the order in which the package "
