@@ -34,6 +34,7 @@ from llama3_scratch import (
     watch,
 )
 from llama3_scratch.__main__ import main
+from llama3_scratch.checkpoint import huggingface, meta, source
 from llama3_scratch.checkpoint.lazy import LazyWeights
 from llama3_scratch.checkpoint.verify import check_finite
 from llama3_scratch.config import RopeScaling
@@ -405,3 +406,15 @@ def test_check_finite_names_every_bad_tensor():
         check_finite(weights)
     assert "  norm.weight" in str(error.value)
     assert "  layers.0-1,3.ffn_norm.weight" in str(error.value)
+
+
+def test_the_weights_decide_which_files_are_read(folder):
+    """A second settings file beside them changes nothing; without weights the settings decide."""
+    (folder / "config.json").write_text("{}")
+    assert source.kind_of(folder) is meta and load(folder).config == SMALL
+    (folder / PTH).rename(folder / "model.safetensors")
+    assert source.kind_of(folder) is huggingface
+    (folder / "model.safetensors").unlink()
+    assert source.kind_of(folder) is meta
+    (folder / "params.json").unlink()
+    assert source.kind_of(folder) is huggingface

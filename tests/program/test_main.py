@@ -10,6 +10,7 @@ import torch
 
 from llama3_scratch import PROMPT, generate, load
 from llama3_scratch.__main__ import main
+from llama3_scratch.checkpoint import memory, meta
 
 
 def run(*arguments, **kwargs):
@@ -168,3 +169,19 @@ def test_a_large_checkpoints_memory_plan_is_printed(monkeypatch, capsys):
     assert "memory-mapped: " in said.err and "42" in said.out
     assert main(["--device", "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("error: device nowhere cannot be used here")
+
+
+def test_the_checkpoint_is_opened_once_and_loaded_by_the_printed_plan(monkeypatch, capsys):
+    """The plan is for this prompt and this --max-new; `load` makes no plan of its own."""
+    plans, opened, plan, read = [], [], memory.plan, meta.read_weights
+
+    def planned(*arguments):
+        plans.append((arguments[3:5], plan(*arguments)))
+        return plans[-1][1]
+
+    monkeypatch.setattr(memory, "plan", planned)
+    monkeypatch.setattr(meta, "read_weights", lambda *a: opened.append(a) or read(*a))
+    monkeypatch.setattr("llama3_scratch.__main__.LARGE", 1000)
+    assert main(["--max-new", "3"]) == 0
+    [(sizes, made)] = plans
+    assert sizes == (17, 20) and str(made) in capsys.readouterr().err and len(opened) == 1
