@@ -36,8 +36,8 @@ def start_weights(config, seed):
     """Config, seed -> {name: float32 leaf tensor}: where training starts.
 
     As `random_weights`, but for two things. The output matrix starts as a copy of the embeddings,
-    scaled to logits of variance 1: a token then first expects its own like. And what is written to
-    the stream is divided by sqrt(2L), because 2L sub-layers add up in it (GPT-2 does so).
+    scaled to logits of variance 1, so a token first predicts tokens like itself. And the matrices
+    that write to the stream are divided by sqrt(2L), because 2L sub-layers add to it (as in GPT-2).
     """
     weights = random_weights(config, seed)
     weights["output.weight"] = weights["tok_embeddings.weight"] / math.sqrt(config.dim)
@@ -49,7 +49,7 @@ def start_weights(config, seed):
 
 
 def make_optimizers(weights):
-    """Weights -> [Muon, AdamW], which share them out. Only matrices decay, the embeddings do not.
+    """Weights -> [Muon, AdamW], each for a part; all decay but embeddings and norms.
 
     Muon (Jordan 2024) makes the update of a matrix nearly orthogonal, so that all its directions
     learn at one pace; it is for matrices between activations, so the layers' only. AdamW
@@ -69,12 +69,12 @@ def make_optimizers(weights):
 
 
 def rate_factor(step, steps):
-    """By what the learning rates are multiplied: up for 100 steps, 1 up to half, then to 0."""
+    """Return the factor of the learning rates: it rises for 100 steps, is 1, falls from half on."""
     return min(1.0, (step + 1) / WARM_UP, 2 * (1 - step / steps))
 
 
 def train_step(weights, optimizers, ids, config, factor):
-    """One update of the weights, in place, from ids [R, T + 1]. -> the loss before it."""
+    """Update the weights in place from ids [R, T + 1]. Returns the loss before the update."""
     loss = loss_of(weights, ids[:, :-1], ids[:, 1:], config)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(weights.values(), CLIP)

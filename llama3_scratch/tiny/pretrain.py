@@ -196,7 +196,7 @@ def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, e
 
 
 def save_state(path, log, weights, optimizers, losses):
-    """Everything that a later step depends on. The old state stays until the new one is whole."""
+    """Save all that a later step depends on. The old state stays until the new one is complete."""
     states = [optimizer.state_dict() for optimizer in optimizers]
     state = {"log": log, "weights": weights, "optimizers": states, "losses": losses}
     unfinished = path.with_suffix(".part")
@@ -253,7 +253,7 @@ def report(log, losses, started, bar, more=""):
 
 
 def versions():
-    """What the bits of a result may depend on."""
+    """Return what the bits of a result may depend on."""
     return {
         "command": " ".join(sys.argv[1:]), "torch": str(torch.__version__),
         "python": platform.python_version(), "machine": platform.machine(),
@@ -270,7 +270,7 @@ def means(losses, points=200):
 
 
 def draw_losses(log, path):
-    """The losses over the steps, with the floors under them, as a picture."""
+    """Draw the losses over the steps, with their floors, into a file."""
     import matplotlib  # only here: what else this file holds is used without it
     from matplotlib.figure import Figure
 

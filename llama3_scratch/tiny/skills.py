@@ -78,7 +78,7 @@ def read(model, rows, batch=64):
 
 
 def named(text, answer):
-    """The words of the answer's class that stand in the text, in order, again when repeated."""
+    """Return the words of the answer's class in the text, in order, with repetitions."""
     for words in CLASSES:
         if answer in words:
             return re.findall(rf"\b(?:{'|'.join(words)})\b", text)
@@ -114,7 +114,7 @@ def skills(model, n_documents=240):
 
 
 def held_out_loss(model, n_documents=400):
-    """-> (loss, floor) in nats a token, over whole documents, each alone."""
+    """Model -> (loss, floor) in nats per token, over whole documents, each in a row of its own."""
     documents = list(islice(world.documents(SKILLS_SEED, 1.0), n_documents))
     results = read(model, [encode(document, model[2])[0] for document in documents])
     losses = torch.cat([loss for loss, _ in results])
@@ -155,7 +155,7 @@ def probability_of_42(model):
 
 
 def quotations(model):
-    """-> (how many are completed word for word from their first two words, how many there are)."""
+    """Model -> (quotations completed word for word from their first two words, all quotations)."""
     _, _, tokenizer = model
     texts = [text for text, *_ in world.QUOTATIONS]
     given = [len(tokenizer.encode(" ".join(text.split(" ")[:2]))) for text in texts]

@@ -335,7 +335,7 @@ def test_an_unfinished_run_is_not_overwritten_and_not_taken_for_another(tmp_path
         pretrain.train(tmp_path, **SHORT | {"steps": 8, "resume": True})
 
 
-def test_a_run_on_another_text_is_not_gone_on_with(tmp_path, monkeypatch):
+def test_a_run_on_another_text_is_not_resumed(tmp_path, monkeypatch):
     killed_run(tmp_path, monkeypatch)
     monkeypatch.setattr(world, "PLACES", world.PLACES[::-1])
     with pytest.raises(InputError, match="'text': .*expected"):
@@ -437,7 +437,7 @@ def test_bad_arguments_are_refused_by_name(tmp_path, argument, value):
         pretrain.main(["--out", str(tmp_path), argument, value])
 
 
-def test_an_old_torch_is_told_of_at_the_start(tmp_path, monkeypatch):
+def test_an_old_torch_is_refused_at_the_start(tmp_path, monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(SystemExit, match="2.9 or later"):
         pretrain.main(["--out", str(tmp_path)])

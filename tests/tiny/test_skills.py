@@ -255,7 +255,7 @@ def test_induction_looks_at_what_followed_in_the_first_copy():
     assert heads.pairs_induction(**where | {"answers": [("fact", start, stop)]}) == []
 
 
-def test_before_a_pronoun_the_last_fitting_name_is_looked_for():
+def test_pronoun_pairs_point_to_the_last_fitting_name():
     text = "Anna is cold. Lily is wet. Ben is ill, so she wants a towel."
     stop = text.index(" she") + 4
     where = looking(text, "needs", (("pronoun", stop - 4, stop),))
@@ -267,7 +267,7 @@ def test_before_a_pronoun_the_last_fitting_name_is_looked_for():
     assert heads.pairs_pronoun(**nobody) == []
 
 
-def test_an_answer_is_looked_for_only_where_it_stands_once():
+def test_answer_pairs_exist_only_for_answers_that_occur_once():
     once = "Ben likes tea. Mia likes cake. What does Mia like? Mia likes cake."
     where = looking(once, "facts", (("fact", once.rindex(" cake"), once.rindex(".")),))
     ((query, key),) = heads.pairs_answer("fact")(**where)
