@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -244,8 +245,11 @@ def work(browser, url):
 @pytest.mark.parametrize("name", ["index", f"notebooks/{NOTEBOOKS[3].stem}", "playground/index"])
 def test_the_largest_paint_comes_soon_on_a_slow_machine(browser, served, name):
     """On a machine that is four times slower than this one."""
-    times = [work(browser, f"{served}/{name}.html") for _ in range(3)]
-    busy, paint = map(min, zip(*times, strict=True))
+    busy, paint = math.inf, math.inf
+    for _ in range(9):  # other work on the machine only adds to the times: the least one counts
+        busy, paint = map(min, (busy, paint), work(browser, f"{served}/{name}.html"))
+        if SLOW_DOWN * busy < SLOWEST_PAINT:
+            break
     print(f"\n{name}: largest paint after {paint:.0f} ms, of which work at most {busy:.0f}")
     assert SLOW_DOWN * busy < SLOWEST_PAINT
 
