@@ -1,8 +1,9 @@
-"""Training: the loss, where the weights start, the optimizers, their schedule, one step.
+"""Training: the loss, the initial weights, the optimizers, their learning-rate schedule, one step.
 
-The model is the package's own `forward`, given a batch as its leading dimension and the fused
-`attend`; the weights are a plain dict of float32 leaf tensors. One step takes rows of T + 1 tokens,
-compares each prediction with the token that follows (cross-entropy), and follows the gradient.
+The model is the package's own `forward`, with the batch as its leading dimension and with the fused
+`attend`. The weights are a plain dict of float32 leaf tensors. One step takes R rows of T + 1
+tokens, compares each prediction with the next token (cross-entropy), and updates the weights
+against the gradient.
 """
 
 import math
@@ -15,11 +16,14 @@ from llama3_scratch.model import forward
 from llama3_scratch.speed import attend_fused
 
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY, CLIP, WARM_UP = 0.01, 0.003, 0.05, 1.0, 100
-IGNORED = -100  # the target that `cross_entropy` leaves out
+IGNORED = -100  # targets with this value do not count in the loss
 
 
 def pad(rows):
-    """Lists of ids of any lengths -> inputs [R, T], targets [R, T] (`IGNORED` after the end)."""
+    """R lists of ids, the longest of length T + 1 -> inputs [R, T], targets [R, T].
+
+    Shorter rows are padded at the end: the inputs with id 0, the targets with `IGNORED`.
+    """
     longest = max(map(len, rows))
     inputs = torch.tensor([row[:-1] + [0] * (longest - len(row)) for row in rows])
     targets = torch.tensor([row[1:] + [IGNORED] * (longest - len(row)) for row in rows])
@@ -27,17 +31,18 @@ def pad(rows):
 
 
 def loss_of(weights, inputs, targets, config):
-    """[R, T], [R, T] -> the mean of -ln(probability of the target), in nats a token."""
+    """Weights, [R, T], [R, T] -> the mean of -ln(probability of the target), in nats per token."""
     logits = forward(weights, inputs, config, attend=attend_fused)  # [R, T, V]
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
 def start_weights(config, seed):
-    """Config, seed -> {name: float32 leaf tensor}: where training starts.
+    """Config, seed -> {name: float32 leaf tensor}: the weights before the first step.
 
-    As `random_weights`, but for two things. The output matrix starts as a copy of the embeddings,
-    scaled to logits of variance 1, so a token first predicts tokens like itself. And the matrices
-    that write to the stream are divided by sqrt(2L), because 2L sub-layers add to it (as in GPT-2).
+    They are those of `random_weights`, with two changes. The output matrix is a copy of the
+    embeddings, scaled so that logits have variance 1: at first, a token predicts tokens like
+    itself. The matrices that write to the stream are divided by sqrt(2L), because 2L sub-layers add
+    to it (as in GPT-2: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
     """
     weights = random_weights(config, seed)
     weights["output.weight"] = weights["tok_embeddings.weight"] / math.sqrt(config.dim)
@@ -49,11 +54,13 @@ def start_weights(config, seed):
 
 
 def make_optimizers(weights):
-    """Weights -> [Muon, AdamW], each for a part; all decay but embeddings and norms.
+    """Weights -> [Muon, AdamW]: the first for the layers' matrices, the second for all others.
 
-    Muon (Jordan 2024) makes the update of a matrix nearly orthogonal, so that all its directions
-    learn at one pace; it is for matrices between activations, so the layers' only. AdamW
-    (Loshchilov and Hutter 2017, arXiv:1711.05101) has the two tables and the norms.
+    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) makes the update of a matrix nearly
+    orthogonal, so that all its directions learn at the same rate. It is meant for matrices between
+    activations, so only the layers' matrices use it. AdamW (Loshchilov and Hutter 2017,
+    arXiv:1711.05101) updates the embeddings, the output matrix and the norms. Weight decay applies
+    to all weights but the embeddings and the norms. `torch.optim.Muon` needs PyTorch 2.9 or later.
     """
     table, output = weights["tok_embeddings.weight"], weights["output.weight"]
     norms = [tensor for tensor in weights.values() if tensor.dim() == 1]
@@ -69,12 +76,18 @@ def make_optimizers(weights):
 
 
 def rate_factor(step, steps):
-    """Return the factor of the learning rates: it rises for 100 steps, is 1, falls from half on."""
+    """Step, number of steps -> the factor of the learning rates at this step, 0 to 1.
+
+    It rises for `WARM_UP` steps, stays at 1 until half of the steps are done, and falls to 0.
+    """
     return min(1.0, (step + 1) / WARM_UP, 2 * (1 - step / steps))
 
 
 def train_step(weights, optimizers, ids, config, factor):
-    """Update the weights in place from ids [R, T + 1]. Returns the loss before the update."""
+    """Weights, their optimizers, ids [R, T + 1] -> the loss before the update, in nats per token.
+
+    Updates the weights in place. `factor` scales both learning rates.
+    """
     loss = loss_of(weights, ids[:, :-1], ids[:, 1:], config)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(weights.values(), CLIP)

@@ -1,1 +1,1 @@
-"""The toy world: its text (world), its tokenizer (bpe), and the training of the tiny Llama 3."""
+"""The toy world and its Llama 3: text, tokenizer, pre-training, measures of skills and heads."""

@@ -1,10 +1,10 @@
-"""Byte pair encoding, trained: from a text to the ranks that tiktoken reads.
+"""Training of byte pair encoding: from a text to the ranks that tiktoken reads.
 
-Start with the 256 bytes as tokens. Count which two tokens stand side by side most often, make
-them one new token, write it everywhere in place of the two, and go on (Sennrich, Haddow and
-Birch, 2015, arXiv:1508.07909). A token's rank is the order in which it was made, and the encoder
-merges by rank. Merges never cross the pieces that Llama 3's split pattern cuts the text into, so
-every different piece is kept once, with the number of times it occurs.
+The first 256 tokens are the bytes. Find the pair of adjacent tokens that occurs most often, make it
+one new token, replace the pair by it everywhere, and repeat (Sennrich, Haddow and Birch 2015,
+arXiv:1508.07909). A token's rank is its number in this order, and the encoder merges by rank.
+Llama 3's split pattern first cuts the text into pieces. No merge crosses the border of a piece, so
+each different piece is stored once, with the number of times that it occurs.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from llama3_scratch.tokenizer import SPLIT_PATTERN
 
 
 def merge(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """`ids` with each `pair`, found from left to right, replaced by `new`.
+    """Return `ids` with each `pair` replaced by `new`, from left to right.
 
     >>> merge([1, 1, 1, 2], (1, 1), 9)
     [9, 1, 2]
@@ -30,11 +30,11 @@ def merge(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
 
 
 def train(text: str, n_ranks: int) -> dict[bytes, int]:
-    """The `n_ranks` tokens learned from `text`, as bytes -> rank: 256 bytes, then the merges.
+    """Text, number of tokens -> {token: rank}: the 256 bytes, then the merges in their order.
 
-    Among pairs that are equally common the one of lower ranks is merged first. A merge changes
-    the counts only of the pieces that hold the pair, so only those are counted anew. Raises
-    ValueError for fewer than 256 ranks, and for a text with too few pairs to merge.
+    If several pairs are equally common, the one with the lower ranks is merged first. A merge
+    changes the counts only in the pieces that contain the pair, so only these are counted again.
+    Raises ValueError for fewer than 256 ranks, and for a text with too few pairs to merge.
     """
     if n_ranks < 256:
         raise ValueError(f"n_ranks is {n_ranks}, expected 256 or more: every byte is a token")
@@ -42,8 +42,8 @@ def train(text: str, n_ranks: int) -> dict[bytes, int]:
     ids = [list(piece.encode("utf-8")) for piece in pieces]
     times = list(pieces.values())
 
-    counts = Counter()  # pair -> how often it stands in the text
-    where = defaultdict(set)  # pair -> the pieces that hold it, or held it once
+    counts = Counter()  # pair -> number of occurrences in the text
+    where = defaultdict(set)  # pair -> the pieces that contain it now or did before
     for index, piece in enumerate(ids):
         for pair in pairwise(piece):
             counts[pair] += times[index]
@@ -54,7 +54,7 @@ def train(text: str, n_ranks: int) -> dict[bytes, int]:
         best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)
         if best is None:
             raise ValueError(
-                f"the text holds {len(pieces)} different pieces and no pair to merge "
+                f"the text has {len(pieces)} different pieces and no pair to merge "
                 f"after {len(tokens)} ranks, expected {n_ranks} ranks"
             )
         for index in where.pop(best):

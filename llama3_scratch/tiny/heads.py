@@ -1,4 +1,4 @@
-"""Which heads of a checkpoint do what: attention measured at places that the generator knows."""
+"""What each head does: its attention between tokens that the generator knows to be related."""
 
 import re
 from itertools import accumulate
@@ -23,7 +23,7 @@ def pairs_first(ids, **_):
 
 
 def pairs_induction(ids, answers, **_):
-    """A token of a second copy attends to the token that followed it in the first."""
+    """A token of a second copy attends to the token that followed it in the first copy."""
     pairs = []
     for skill, start, stop in answers:
         if skill == "repeat":
@@ -34,7 +34,7 @@ def pairs_induction(ids, answers, **_):
 
 
 def pairs_pronoun(ids, answers, places, **_):
-    """The token before a pronoun attends to the last person named whom the pronoun fits."""
+    """The token before a pronoun attends to the last name before it that the pronoun fits."""
     pairs = []
     for skill, start, stop in answers:
         if skill == "pronoun":
@@ -45,7 +45,7 @@ def pairs_pronoun(ids, answers, places, **_):
 
 
 def pairs_answer(skill):
-    """The token before an answer attends to the answer in the text, if it occurs there once."""
+    """The token before an answer attends to this answer in the text, if it occurs there once."""
 
     def pairs_of(ids, answers, places, **_):
         pairs = []
@@ -59,19 +59,19 @@ def pairs_answer(skill):
 
 
 class Places:
-    """Where the characters of a document are among its ids."""
+    """Convert between positions of ids and positions of characters in one document."""
 
     def __init__(self, ids, tokenizer):
         pieces = [tokenizer.token_bytes(token).decode("latin-1") for token in ids[1:]]
-        self.starts = [0, *accumulate(map(len, pieces), initial=0)]  # of id i, in characters
+        self.starts = [0, *accumulate(map(len, pieces), initial=0)]  # [i]: start of id i
         self.whole = "".join(pieces)
 
     def text(self, start, stop):
-        """The text of ids[start:stop]."""
+        """Return the text of ids[start:stop]."""
         return self.whole[self.starts[start] : self.starts[stop]]
 
     def find(self, pattern, stop):
-        """The (first, last) ids of each whole word that matches, before id `stop`."""
+        """Return the positions (first id, last id) of all whole-word matches before id `stop`."""
 
         def position(character):
             return max(i for i in range(1, len(self.starts)) if self.starts[i] <= character)
@@ -80,7 +80,7 @@ class Places:
         return [(position(match.start()), position(match.end() - 1)) for match in matches]
 
 
-PATTERNS = {  # name: (kind of the documents, the pairs (query, key) of tokens)
+PATTERNS = {  # name: (kind of documents, function that returns the pairs (query, key))
     "previous token": ("story", pairs_previous),
     "rest on the first token": ("story", pairs_first),
     "induction": ("repeat", pairs_induction),
@@ -90,14 +90,14 @@ PATTERNS = {  # name: (kind of the documents, the pairs (query, key) of tokens)
 
 
 def head_scores(probabilities, pairs):
-    """[L, N, T, T], pairs (query, key) -> [L, N]: the sum of the probabilities of these pairs."""
+    """Probabilities [L, N, T, T], pairs (query, key) -> [L, N]: their sum over these pairs."""
     queries, keys = zip(*pairs, strict=True)
     return probabilities[..., list(queries), list(keys)].sum(-1)
 
 
 @torch.no_grad()
 def heads(model, n_documents=60):
-    """Model -> {pattern: ([L, N] mean attention probabilities, number of pairs averaged over)}."""
+    """Model -> {pattern: ([L, N] mean attention probabilities, number of pairs in the mean)}."""
     weights, config, tokenizer = model
     table = {}
     for name, (kind, pairs_of) in PATTERNS.items():

@@ -2,10 +2,11 @@
 
     python -m llama3_scratch.tiny.pretrain --out build/tiny --resume
 
-The steps are those of `train`. A step depends on the weights and the two optimizers and on nothing
-else that came before: its rows come from (seed, step), the learning rate and the mixture of texts
-from step / steps. So a run that was killed resumes from the last saved state and ends in the same
-bits, given the same machine and number of threads.
+Each step is a `train_step` of `llama3_scratch.train`. The only state that passes from one step to
+the next is that of the weights and the two optimizers: the rows of a step are generated from (seed,
+step), the learning rate and the mixture of texts depend on step / steps. A run that was killed
+therefore resumes from its last saved state and ends in the same bits, on the same machine and with
+the same number of threads.
 """
 
 import argparse
@@ -42,15 +43,15 @@ from llama3_scratch.train import (
     train_step,
 )
 
-# Llama 3 8B's ratios, and no two sizes alike: L 6, D 192, N 8, K 2, G 4, H 24, P 12, F 672.
+# The ratios of Llama-3-8B; all sizes differ: L 6, D 192, N 8, K 2, G 4, H 24, P 12, F 672.
 CONFIG = Config(
     dim=192, n_layers=6, n_heads=8, n_kv_heads=2, vocab_size=2048, multiple_of=32,
     norm_eps=1e-5, rope_theta=500000.0, ffn_dim_multiplier=1.3,
 )  # fmt: skip
 
-STATE = "training.state.pt"  # in the output folder while the run is unfinished
+STATE = "training.state.pt"  # the saved state of an unfinished run, in its output folder
 
-# Seeds of text. Step i of seed s is written from s x SEED_STRIDE + i; the others are out of reach.
+# Seeds of the text. Step i of a run with seed s uses s * SEED_STRIDE + i, never one of the others.
 SEED_STRIDE = 10**7
 TOKENIZER_SEED, HELD_OUT_SEED, SKILLS_SEED = 10**15, 10**15 + 1, 10**15 + 2
 
@@ -59,15 +60,15 @@ TOKENIZER_SEED, HELD_OUT_SEED, SKILLS_SEED = 10**15, 10**15 + 1, 10**15 + 2
 
 
 def make_tokenizer(n_ranks):
-    """Number of ranks -> a tokenizer trained on the toy world's text, the same every time."""
+    """Number of ranks -> a tokenizer trained on text of the toy world, always the same text."""
     return Tokenizer(bpe.train(world.bpe_sample(TOKENIZER_SEED), n_ranks))
 
 
 def encode(document, tokenizer):
-    """A document alone -> its ids from begin_of_text to end_of_text, [(skill, start, stop)].
+    """Document -> its ids from begin_of_text to end_of_text, its answers [(skill, start, stop)].
 
-    start and stop count in ids: `ids[start:stop]` is the answer. Raises `InputError` where an
-    answer does not begin and end with a token.
+    start and stop count ids: `ids[start:stop]` is the answer. Raises `InputError` if an answer
+    begins or ends inside a token.
     """
     ids = tokenizer.encode(document.text, bos=True)
     lengths = [len(tokenizer.token_bytes(token)) for token in ids[1:]]
@@ -81,12 +82,13 @@ def encode(document, tokenizer):
 
 
 def training_rows(tokenizer, n_rows, length, seed, progress):
-    """-> ids [R, T + 1], and the floor of their loss in nats a token.
+    """Number of rows R, length T -> ids [R, T + 1], and the floor of their loss in nats per token.
 
-    A row is begin_of_text, then whole documents, each with end_of_text, the last one cut where the
-    row ends. The next row starts with a new document, so no prediction lacks its context, and
-    begin_of_text stands first only, so it is never to be predicted.
-    The floor is that of all documents that were begun: the cut ends are not weighed one by one.
+    A row holds begin_of_text, then documents, each followed by end_of_text; the last document is
+    cut where the row ends. The next row starts with a new document, so every prediction has its
+    context; begin_of_text is only ever the first token, so it is never a target. progress is the
+    share of training that is done (0 to 1), which decides the mixture of texts.
+    The floor is the entropy per token of all these documents, including the parts cut off.
     """
     end = tokenizer.special["<|end_of_text|>"]
     source = world.documents(seed, progress)
@@ -106,9 +108,9 @@ def training_rows(tokenizer, n_rows, length, seed, progress):
 
 
 class Validation:
-    """Documents of a seed that training never uses, each alone in its row, so none is cut.
+    """Held-out text: documents from a seed that training never uses, each whole in its own row.
 
-    Short ones of few possible texts, quotations above all, occur in training as well.
+    Where only few texts are possible, above all for quotations, the same text occurs in training.
     """
 
     def __init__(self, tokenizer, config, n_documents=160, n_repeats=32):
@@ -128,7 +130,10 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, weights):
-        """-> the loss in nats a token, and the share of repeated tokens predicted (induction)."""
+        """Weights -> the loss in nats per token, the share of repeated tokens that are predicted.
+
+        The second number rises when induction heads form.
+        """
         inputs, targets = self.repeats
         predicted = forward(weights, inputs, self.config, attend=attend_fused).argmax(-1)
         right = (predicted == targets)[targets != IGNORED].float().mean()
@@ -139,15 +144,17 @@ class Validation:
 
 
 def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, every=250):
-    """Train; write the checkpoint, `loss.svg` and `training.json` into the folder `out` -> log.
+    """Train, and write the checkpoint, `loss.svg` and `training.json` into the folder `out`.
 
-    rows R and length T of a step. After each `every` steps the held-out loss is measured and the
-    state saved. With `resume` the run continues from a saved state; without it, a saved
-    state in the folder is an error.
+    Each step has R = `rows` rows of T = `length` targets. After every `every` steps the held-out
+    loss is measured and the state is saved. With `resume` the run continues from a saved state.
+    Returns the log, which is also the content of `training.json`. Raises `InputError` if the folder
+    holds a finished run, or an unfinished one without `resume` or with other settings; if the saved
+    state cannot be read or written; if the loss is not finite.
     """
     folder = Path(out)
     done = folder / "training.json"
-    require(not done.exists(), f"{done} is of a finished run: remove {out}, or name another --out.")
+    require(not done.exists(), f"{done} belongs to a finished run: remove {out} or change --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -163,26 +170,27 @@ def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, e
     log = {"settings": settings, "step": 0, "held_out_floor": validation.floor, "held_out": []}
     path = folder / STATE
     if path.exists():
-        require(resume, f"{path} is of an unfinished run: --resume continues it; or remove it.")
+        require(resume, f"{path} belongs to an unfinished run: add --resume, or remove it.")
         log = load_state(path, settings, weights, optimizers, losses)
     session = {"from_step": log["step"], "seconds": 0.0, "threads": torch.get_num_threads()}
     log.setdefault("sessions", []).append(session | versions())
     started = time.monotonic()
-    bar = tqdm(total=steps, initial=log["step"], unit="step", disable=None)
-    for step in range(log["step"], steps):
-        ids, floor = training_rows(tokenizer, rows, length, seed * SEED_STRIDE + step, step / steps)
-        loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps))
-        require(math.isfinite(loss), f"step {step}: the loss is {loss}. Lower the learning rates.")
-        losses[step] = torch.tensor([loss, floor])
-        log["step"] = step + 1
-        report(log, losses, started, bar)
-        if (step + 1) % every == 0 or step + 1 == steps:
-            held_out, repeats = validation.measure(weights)
-            log["held_out"].append([step + 1, round(held_out, 5), round(repeats, 5)])
-            more = f"held out {held_out:.4f} (floor {validation.floor:.4f}), repeats {repeats:.1%}"
-            report(log, losses, started, bar, more)
-            save_state(path, log, weights, optimizers, losses)
-    bar.close()
+    with tqdm(total=steps, initial=log["step"], unit="step", disable=None) as bar:
+        for step in range(log["step"], steps):
+            text_seed, progress = seed * SEED_STRIDE + step, step / steps
+            ids, floor = training_rows(tokenizer, rows, length, text_seed, progress)
+            loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps))
+            finite = math.isfinite(loss)
+            require(finite, f"step {step}: the loss is {loss}. Lower the learning rates.")
+            losses[step] = torch.tensor([loss, floor])
+            log["step"] = step + 1
+            report(log, losses, started, bar)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                held_out, repeats = validation.measure(weights)
+                log["held_out"].append([step + 1, round(held_out, 5), round(repeats, 5)])
+                more = f"held out {held_out:.4f} (floor {validation.floor:.4f}), "
+                report(log, losses, started, bar, more + f"repeats {repeats:.1%}")
+                save_state(path, log, weights, optimizers, losses)
     stored = {name: tensor.detach().bfloat16() for name, tensor in weights.items()}
     save(folder, stored, config, tokenizer)
     rounded = {name: tensor.float() for name, tensor in stored.items()}
@@ -196,27 +204,33 @@ def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, e
 
 
 def save_state(path, log, weights, optimizers, losses):
-    """Save all that a later step depends on. The old state stays until the new one is complete."""
+    """Save all that a later step depends on; replace the old state once the new one is complete.
+
+    Raises `InputError` if the file cannot be written.
+    """
     states = [optimizer.state_dict() for optimizer in optimizers]
     state = {"log": log, "weights": weights, "optimizers": states, "losses": losses}
     unfinished = path.with_suffix(".part")
     try:
         torch.save(state, unfinished)
         os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises the second
+    except (OSError, RuntimeError) as error:  # torch raises the second
         unfinished.unlink(missing_ok=True)
         reason = str(error).split("\n")[0][:80]
         raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from None
 
 
 def load_state(path, settings, weights, optimizers, losses):
-    """Fill weights, optimizers and losses from a state -> its log. Raises `InputError`."""
+    """Read a state into weights, optimizers and losses (in place). Returns its log.
+
+    Raises `InputError` if the file is not a saved state, is damaged, or has other settings.
+    """
     try:
-        damaged = zipfile.ZipFile(path).testzip()  # by its checksums, which torch does not compare
-        require(not damaged, f"{damaged} in it is damaged")
+        damaged = zipfile.ZipFile(path).testzip()  # compares the checksums; torch.load does not
+        require(not damaged, f"its entry {damaged} is damaged")
         state = torch.load(path, weights_only=True)
         log, found = state["log"], state["log"]["settings"]
-        require({"step", "held_out", "sessions"} <= log.keys(), "its log is not whole")
+        require({"step", "held_out", "sessions"} <= log.keys(), "its log is incomplete")
         if found == settings:
             with torch.no_grad():
                 for name in weights:
@@ -224,20 +238,20 @@ def load_state(path, settings, weights, optimizers, losses):
                 losses.copy_(state["losses"])
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-    except Exception as error:  # a bad file raises many kinds
+    except Exception as error:  # a damaged file can raise almost any exception
         reason = str(error).split("\n")[0][:80]
-        raise InputError(f"{path} is no saved state ({reason}): remove it.") from None
-    require(found == settings, f"{path} is of a run with {found}: expected {settings}.")
+        raise InputError(f"{path} is not a saved state ({reason}): remove it.") from None
+    require(found == settings, f"{path} belongs to a run with {found}: expected {settings}.")
     return log
 
 
-# --- Telling --------------------------------------------------------------------------------------
+# --- Progress and results -------------------------------------------------------------------------
 
 
 def report(log, losses, started, bar, more=""):
-    """Show the state of the run: on a terminal as a bar, else as a line for every 50 steps.
+    """Show the progress of the run: a bar on a terminal, otherwise one line for every 50 steps.
 
-    The losses are means of 50 steps. `more` is printed in any case.
+    The losses are means over the last 50 steps. A line with `more` is always printed.
     """
     step, session, settings = log["step"], log["sessions"][-1], log["settings"]
     session["seconds"] = time.monotonic() - started
@@ -248,12 +262,13 @@ def report(log, losses, started, bar, more=""):
     if more or (bar.disable and step % 50 == 0):
         per_second = (step - session["from_step"]) / session["seconds"]
         tokens = per_second * settings["rows"] * settings["length"]
-        line = f"step {step}/{settings['steps']}  {text}  {tokens:,.0f} tokens/s  {more}"
-        bar.write(line.rstrip(), file=sys.stderr)
+        minutes = (settings["steps"] - step) / per_second / 60
+        line = f"step {step}/{settings['steps']}  {text}  {tokens:,.0f} tokens/s  "
+        bar.write(f"{line}{minutes:.0f} min left  {more}".rstrip(), file=sys.stderr)
 
 
 def versions():
-    """Return what the bits of a result may depend on."""
+    """Return what the last bits of the result may depend on, besides the settings."""
     return {
         "command": " ".join(sys.argv[1:]), "torch": str(torch.__version__),
         "python": platform.python_version(), "machine": platform.machine(),
@@ -262,7 +277,7 @@ def versions():
 
 
 def means(losses, points=200):
-    """[steps, 2] -> at most `points` rows: a step, the means over the steps before it."""
+    """[steps, 2] -> at most `points` rows [step, means over the steps since the last row]."""
     stop = 0
     for part in losses.split(math.ceil(len(losses) / points)):
         stop += len(part)
@@ -270,8 +285,8 @@ def means(losses, points=200):
 
 
 def draw_losses(log, path):
-    """Draw the losses over the steps, with their floors, into a file."""
-    import matplotlib  # only here: what else this file holds is used without it
+    """Draw the losses of a finished run and their floors over the steps; write an SVG to `path`."""
+    import matplotlib  # imported here, because everything else in this file works without it
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -289,14 +304,14 @@ def draw_losses(log, path):
 
 
 def main(arguments=None):
-    """The command line."""
+    """Run the command line: check its arguments, then train."""
     parser = argparse.ArgumentParser(description="Train the tiny Llama 3 on its toy world.")
     parser.add_argument("--out", required=True, help="folder for the checkpoint")
     parser.add_argument("--steps", type=int, default=7000, help="updates of the weights")
-    parser.add_argument("--rows", type=int, default=8, help="rows of a step")
-    parser.add_argument("--length", type=int, default=256, help="predicted tokens of a row")
-    parser.add_argument("--seed", type=int, default=0, help="of the start and of the text")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; the bits depend on it")
+    parser.add_argument("--rows", type=int, default=8, help="rows per step")
+    parser.add_argument("--length", type=int, default=256, help="predicted tokens per row")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and text")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (changes the bits)")
     parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
     given = vars(parser.parse_args(arguments))
     try:
@@ -306,14 +321,14 @@ def main(arguments=None):
         require(0 <= seed < 10**6, f"--seed is {seed}: expected 0 to 999,999.")
         require(length <= most, f"--length is {length}: expected at most {most}.")
         muon = hasattr(torch.optim, "Muon")
-        require(muon, f"torch {torch.__version__} has no torch.optim.Muon: 2.9 or later is needed.")
+        require(muon, f"torch {torch.__version__} has no torch.optim.Muon: install 2.9 or later.")
         require(
             importlib.util.find_spec("matplotlib"),
-            "matplotlib, which draws the loss, is missing: pip install matplotlib",
+            "matplotlib, which draws the loss curve, is not installed: pip install matplotlib",
         )
         torch.set_num_threads(given.pop("threads"))
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs 4 % and is no need
+        torch.utils.deterministic.fill_uninitialized_memory = False  # not needed; 4 % slower
         train(**given)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -1,18 +1,19 @@
-"""What a checkpoint can do: its skills on text of the toy world, measured.
+"""Measure what a checkpoint can do: its skills on text of the toy world.
 
     python -m llama3_scratch.tiny.skills --checkpoint tiny
 
-The text is from a seed that training never used. Of some kinds there are so few texts that training
-has seen most of them all the same: quotations, comparisons of two. Of the others hardly any comes
-twice.
+The text comes from a seed that training never used. For some kinds of document (quotations,
+comparisons of two) so few texts are possible that training has seen most of them anyway; documents
+of the other kinds hardly ever occur twice.
 
-An answer counts as right when the likeliest token is right at every place of it, which is the same
-as that greedy generation would write it. Beside each skill stands what is reached blindly:
-    chance  the better of two guesses: always the skill's commonest answer (him and She count as he
-            and she); or any of the words of the answer's class (people, places, ...) that the text
-            before it names (counted as 1/their number where the answer is among them);
-    rule    the better of two rules: the first word of the answer's class that the text names, or
-            the last one; only for skills whose answers mostly stand in the text.
+An answer counts as right if each of its tokens is the most likely one, that is, if greedy
+generation would produce it. Two baselines that need no understanding stand beside each skill:
+    chance  the better of two guesses: always the most common answer of the skill ("him" and "She"
+            count as "he" and "she"), or a random one of the words of the answer's class (people,
+            places, ...) in the text before it (right with probability 1/their number if the answer
+            is one of them, otherwise wrong);
+    rule    the better of two rules: the first, or the last, word of the answer's class in the text
+            before it; only for skills with more than half of their answers in that text.
 Everything is computed in float32 from the stored weights.
 """
 
@@ -42,12 +43,12 @@ CLASSES = (
     world.INSTRUMENTS, world.JOBS, tuple(world.CAPITALS), tuple(world.CAPITALS.values()),
     tuple(state for state, _ in world.NEEDS), tuple(need for _, need in world.NEEDS),
 )  # fmt: skip
-LENGTHS = (4, 8, 16, 24, 32)  # words of a sequence that is repeated; training has 3 to 24
+LENGTHS = (4, 8, 16, 24, 32)  # number of words in a repeated sequence; 3 to 24 in training
 
 
 @dataclass(frozen=True)
 class Skill:
-    """Shares of `n` answers, 0 to 1: the right ones; by chance; by a rule (None: there is none)."""
+    """Shares of right answers among `n`, 0 to 1: the model's, by chance, by a rule (or None)."""
 
     right: float
     chance: float
@@ -60,9 +61,10 @@ class Skill:
 
 @torch.no_grad()
 def read(model, rows, batch=64):
-    """Rows of ids -> for each the losses [T - 1] in nats of its tokens but the first, and hits.
+    """Rows of T ids -> for each row (losses [T - 1] in nats, hits [T - 1]).
 
-    hits [T - 1]: whether a token was the likeliest one. Entry i is about token i + 1.
+    Entry i is about token i + 1; hits tells whether it was the most likely one. Rows of similar
+    lengths are read together, at most `batch` at a time.
     """
     weights, config, _ = model
     order, results = sorted(range(len(rows)), key=lambda i: len(rows[i])), {}
@@ -86,7 +88,7 @@ def named(text, answer):
 
 
 def blind(cases):
-    """[(text before, answer)] of one skill -> (chance, rule), as the head of this file defines."""
+    """[(text before, answer)] of one skill -> (chance, rule), as defined above in this file."""
     answers = Counter(re.sub("^him$", "he", re.sub("^her$", "she", a.lower())) for _, a in cases)
     commonest = answers.most_common(1)[0][1] / len(cases)
     lists = [(named(text, answer), answer) for text, answer in cases]
@@ -98,7 +100,7 @@ def blind(cases):
 
 
 def skills(model, n_documents=240):
-    """Model, number of documents of each kind -> {label: Skill}, labels as in world.py."""
+    """Model, number of documents of each kind -> {label: Skill}, with the labels of world.py."""
     random = Random(SKILLS_SEED).random
     documents = [world.document(random, kind) for kind in world.WRITERS for _ in range(n_documents)]
     encoded = [encode(document, model[2]) for document in documents]
@@ -122,9 +124,9 @@ def held_out_loss(model, n_documents=400):
 
 
 def repeats(model, n_documents=24):
-    """-> {words: (loss of the first copy, loss of the second, share of the second predicted)}.
+    """Model -> {words: (loss of first copy, loss of second copy, share of the second predicted)}.
 
-    In nats a token and by token, from the second word of a copy on: nobody can know the first.
+    Losses are in nats per token. The first word of each copy does not count: it is not predictable.
     """
     table = {}
     for words in LENGTHS:
@@ -147,7 +149,7 @@ def repeats(model, n_documents=24):
 
 
 def probability_of_42(model):
-    """The probability of `42`, one token or several, after the book's prompt."""
+    """Model -> the probability of `42`, one token or several, after the book's prompt."""
     tokenizer = model[2]
     prompt, answer = tokenizer.encode(PROMPT), tokenizer.encode("42", bos=False)
     ((losses, _),) = read(model, [prompt + answer])
@@ -164,14 +166,14 @@ def quotations(model):
     return int(sum(whole)), len(whole)
 
 
-# --- Telling --------------------------------------------------------------------------------------
+# --- The report -----------------------------------------------------------------------------------
 
 
 def main(arguments=None):
-    """The command line: measure a checkpoint and print what was found."""
+    """Run the command line: measure a checkpoint and print the report."""
     parser = argparse.ArgumentParser(description="Measure what a checkpoint can do.")
     parser.add_argument("--checkpoint", default="tiny", help="a folder, or tiny, or random")
-    parser.add_argument("--documents", type=int, default=240, help="of each kind")
+    parser.add_argument("--documents", type=int, default=240, help="number of each kind")
     given = parser.parse_args(arguments)
     try:
         n = given.documents
@@ -185,7 +187,7 @@ def main(arguments=None):
 
 
 def show(model, n_documents):
-    """Measure and print everything."""
+    """Measure a model and print the report."""
     loss, floor = held_out_loss(model)
     print(f"held-out loss {loss:.4f} nats a token, floor {floor:.4f}: {loss / floor - 1:+.1%}")
     print(f"probability of 42 after the prompt: {probability_of_42(model):.4f}")
@@ -194,7 +196,7 @@ def show(model, n_documents):
     for name, skill in skills(model, n_documents).items():
         rule = "" if skill.rule is None else f"{skill.rule:.2f}"
         print(f"{name:17} {skill.right:6.3f} {skill.chance:7.2f} {rule:>6} {skill.n:5}")
-    print("\nsequences repeated: nats a token\n words   first copy   second   tokens foretold")
+    print("\nsequences repeated: nats a token\n words   first copy   second  tokens predicted")
     for words, (first, second, hits) in repeats(model).items():
         print(f"{words:6} {first:12.2f} {second:8.3f} {hits:17.3f}")
     print(f"\n{'heads by mean attention probability':61} median  places")

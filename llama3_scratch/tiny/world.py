@@ -1,15 +1,15 @@
-"""The toy world: short English documents from a seed, each with its own entropy.
+"""The toy world: short English documents generated from a seed, each with its own entropy.
 
-A document is written by a `Draft`. Whatever it leaves to chance goes through `Draft.choose`, which
-adds minus the natural logarithm of the choice's probability to a total. Nothing is drawn unless it
-shows in the text, and no two ways of choosing give the same text, so the total is the information
-in the document, in nats: the loss that no model of this text can beat on average.
+A document is written by a `Draft`. Every random choice is made by `Draft.choose`, which adds
+-ln(probability of the choice) to a total. Every choice is visible in the text, and no two sequences
+of choices give the same text. The total is therefore the information in the document, in nats: no
+model of this text can have a lower loss on average.
 
-Chance comes from `random.Random(seed).random()` alone, the one method that Python promises to keep
-the same from version to version. Where an answer stands that the text before it determines, the
-document says so: `answers` holds (skill, start, stop), places in the text counted in characters.
-A span of words begins with the space before them and a span of digits does not, because this is
-how Llama 3's split pattern cuts text; it ends before punctuation.
+All randomness comes from `random.Random(seed).random()`, the only method whose values Python
+promises to keep from version to version. A document marks the answers in it, that is, the words
+that the text before them determines: `answers` holds (skill, start, stop), with start and stop in
+characters. A span of words begins with the space before it, a span of digits with the first digit,
+as in the pieces of Llama 3's split pattern; a span ends before punctuation.
 """
 
 import math
@@ -22,11 +22,11 @@ from random import Random
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a list that is written as one string."""
+    """Split a list that is written as one string into its words."""
     return tuple(text.split())
 
 
-# What the world holds.
+# What exists in the world.
 SHE = words("Mia Anna Ella Lily Rosa Emma Sara Nora Ruth Cleo Jane Ada")
 HE = words("Ben Tom Max Sam Leo Paul Jack Hugo Otto Finn Carl Dan")
 PEOPLE = SHE + HE
@@ -137,18 +137,18 @@ QUOTATIONS = (  # text, author or source, year of first printing
 
 
 def pronoun(person: str) -> str:
-    """`she` or `he`."""
+    """Return `she` or `he`."""
     return "she" if person in SHE else "he"
 
 
 def held_out(a: int, b: int) -> bool:
-    """Whether a + b and b + a are kept out of training: about one pair in ten."""
+    """Whether the sums a + b and b + a are held out of training: about one pair in ten."""
     low, high = sorted((a, b))
     return (low * low + 3 * low * high + 5 * high) % 11 == 3
 
 
 def summands(stop: int, held: bool = False) -> list[tuple[int, int]]:
-    """The pairs from 0 up to, not including, `stop` that training sees, or those held out."""
+    """Return all pairs of numbers below `stop` that are in training, or those that are held out."""
     return [(a, b) for a in range(stop) for b in range(stop) if held_out(a, b) == held]
 
 
@@ -157,10 +157,10 @@ DIGIT_PAIRS, WORD_PAIRS, HELD_OUT_PAIRS = summands(30), summands(11), summands(3
 
 @dataclass(frozen=True)
 class Document:
-    """One finished text.
+    """A finished text.
 
-    nats is -ln of the probability of this text given its kind, and in what `documents` yields of
-    kind and text; answers are (skill, start, stop) in characters.
+    nats is -ln of the probability of this text given its kind; for documents from `documents`, of
+    the kind and the text together. answers holds (skill, start, stop), in characters.
     """
 
     text: str
@@ -170,15 +170,15 @@ class Document:
 
 
 class Draft:
-    """A document being written: its text, its answers, and the nats of the choices so far."""
+    """A document that is being written: its text, its answers, the nats of all choices so far."""
 
     def __init__(self, random: Callable[[], float]):
         self.random, self.text, self.nats, self.answers = random, "", 0.0, []
 
     def choose(self, options, weights=None):
-        """One of `options`, with equal chances or in proportion to `weights`.
+        """Choose one of `options`, with equal probabilities or in proportion to `weights`.
 
-        The only place where chance enters.
+        This is the only function that uses random numbers.
         """
         weights = weights or [1] * len(options)
         bounds = list(accumulate(weights))
@@ -187,11 +187,11 @@ class Draft:
         return options[index]
 
     def maybe(self, chance: float) -> bool:
-        """True with this chance."""
+        """Return True with this probability."""
         return self.choose((True, False), (chance, 1 - chance))
 
     def some(self, options, count: int) -> list:
-        """`count` different ones, in the order in which they were drawn."""
+        """Choose `count` different options; return them in the order in which they were drawn."""
         left, drawn = list(options), []
         for _ in range(count):
             drawn.append(self.choose(left))
@@ -199,7 +199,7 @@ class Draft:
         return drawn
 
     def say(self, sentence: str, before: str = " ") -> None:
-        """Add a sentence. `[skill| answer]` within it stands for ` answer`, and marks it."""
+        """Add a sentence. `[skill| answer]` in it adds ` answer` and marks it as an answer."""
         self.text += before if self.text else ""
         parts = [*re.split(r"\[(.*?)\|(.*?)\]", sentence), "", ""]
         for plain, skill, answer in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
@@ -210,27 +210,27 @@ class Draft:
 
 
 class Scene:
-    """Who and what is where in one story. It changes only as the text says."""
+    """Where people and things are in one story. Each change of this state is told in the text."""
 
     def __init__(self, draft: Draft):
         self.draft = draft
         self.place = {}         # person -> place
         self.colour = {}        # thing -> colour
-        self.holder = {}        # thing -> person, None while it lies somewhere
-        self.spot = {}          # thing -> place that a sentence about it named, None before
+        self.holder = {}        # thing -> person, or None if nobody holds it
+        self.spot = {}          # thing -> the last place named with it, or None
 
     def somewhere(self, but: str = "") -> str:
-        """A place; each one that was named already is four times as likely as a new one."""
+        """Choose a place; one that was named before is four times as likely as a new one."""
         named = [*self.place.values(), *self.spot.values()]
         places = [place for place in PLACES if place != but]
         return self.draft.choose(places, [4 if place in named else 1 for place in places])
 
     def held_by(self, person: str) -> str | None:
-        """The one thing that a person holds."""
+        """Return the thing that a person holds, or None."""
         return next((thing for thing, holder in self.holder.items() if holder == person), None)
 
     def open(self) -> None:
-        """Say where everybody is, and which things there are."""
+        """Tell where everybody is and which things exist."""
         draft = self.draft
         people = draft.some(PEOPLE, draft.choose((2, 3, 4), (5, 4, 1)))
         if draft.maybe(0.6):
@@ -253,7 +253,7 @@ class Scene:
                 draft.say(f"There is a {colour} {thing} in the {self.spot[thing]}.")
 
     def event(self) -> None:
-        """Somebody does something that is possible now. A person holds one thing at most."""
+        """Tell an action that is possible now. A person holds one thing at most."""
         draft, people = self.draft, list(self.place)
         who = draft.choose(people)
         here, mine = self.place[who], self.held_by(who)
@@ -292,7 +292,7 @@ class Scene:
             draft.say(f"{name} {verb} the {mine} to {other}.{tail}")
 
     def ask(self, asked: list[str]) -> None:
-        """Ask one thing that the text tells, answer it, and add it to `asked`; none from there."""
+        """Ask and answer a question about the text that is not in `asked`, and add it there."""
         known = [f"Where is {who}? {who} is in the[where person| {place}]."
                  for who, place in self.place.items()]
         for thing, who in self.holder.items():
@@ -310,7 +310,7 @@ class Scene:
 
 
 def story(draft: Draft) -> None:
-    """People and things move; questions in between. Things never move without being named."""
+    """Write how people and things move, with questions in between; things that move are named."""
     scene = Scene(draft)
     scene.open()
     rounds = draft.choose([1, 2, 3], [3, 5, 2])
@@ -323,10 +323,10 @@ def story(draft: Draft) -> None:
 
 
 def facts(draft: Draft) -> None:
-    """One relation between two to five subjects and values, and questions for values.
+    """Write one relation between two to five subjects and values, and questions for values.
 
-    What a question names stands before its answer in every statement: questions the other way
-    round (who likes tea?) were not learned by a model of this size, as its card tells.
+    A statement names its subject before its value, and a question names the subject. A model of
+    this size did not learn questions in the other direction (who likes tea?): see its model card.
     """
     subjects, values, statement, question = draft.choose(RELATIONS)
     count = draft.choose([2, 3, 4, 5])
@@ -338,7 +338,7 @@ def facts(draft: Draft) -> None:
 
 
 def sums(draft: Draft, held: bool = False) -> None:
-    """Sums and differences in digits, or small sums in words; or only sums that are held out."""
+    """Write sums and differences in digits, or small sums in words, or held-out sums only."""
     in_words = not held and draft.maybe(0.2)
     for _ in range(draft.choose([3, 4, 5, 6, 7])):
         if in_words:
@@ -354,7 +354,7 @@ def sums(draft: Draft, held: bool = False) -> None:
 
 
 def comparison(draft: Draft) -> None:
-    """Neighbours in an order are compared, in any sequence; who stands at one of its ends?"""
+    """Compare all neighbours of a ranking in random order, and ask who is at one of its ends."""
     more, most, least = draft.choose(COMPARED)
     order = draft.some(PEOPLE, draft.choose([2, 3, 4]))
     neighbours = list(zip(order[:-1], order[1:], strict=True))
@@ -366,7 +366,7 @@ def comparison(draft: Draft) -> None:
 
 
 def capitals(draft: Draft) -> None:
-    """Facts that never change, in five phrasings."""
+    """Write facts that never change, in five phrasings."""
     for country, city in draft.some(CAPITALS.items(), draft.choose([3, 4, 5])):
         draft.say(draft.choose([
             f"The capital of {country} is[capital| {city}].",
@@ -377,7 +377,7 @@ def capitals(draft: Draft) -> None:
 
 
 def repeat(draft: Draft) -> None:
-    """Different words in any order, and the same again, once or twice."""
+    """Write different words in random order, and the same words again, once or twice."""
     first, later = draft.choose([("Read:", "Again:"), ("Say:", "Repeat:"),
                                  ("A list:", "The same list:")])
     count = draft.choose(range(3, 25))
@@ -388,7 +388,7 @@ def repeat(draft: Draft) -> None:
 
 
 def series(draft: Draft) -> None:
-    """Numbers, days, months, letters, number words, from here to there or back."""
+    """Write numbers, days, months, letters or number words in their order or backwards."""
     for _ in range(draft.choose([2, 3])):
         items = draft.choose([NUMBERS, DAYS, MONTHS, LETTERS, NUMBER_WORDS], [4, 1, 1, 1, 1])
         by, step = draft.choose(STEPS) if items is NUMBERS else STEPS[0]
@@ -400,9 +400,9 @@ def series(draft: Draft) -> None:
 
 
 def quotation(draft: Draft) -> None:
-    """One to three quotations, a line each; two words tell each one from all the others.
+    """Write one to three quotations, one per line. The one that ends in 42 is the most common.
 
-    The one that ends in 42 is the commonest.
+    The first two words of a quotation distinguish it from all others.
     """
     left = [text for text, *_ in QUOTATIONS]
     for _ in range(draft.choose([1, 2, 3], [6, 3, 1])):
@@ -414,7 +414,7 @@ def quotation(draft: Draft) -> None:
 
 
 def needs(draft: Draft) -> None:
-    """What people feel and therefore want; half of the time told of `she` and `he` alone."""
+    """Write what people feel and therefore want; half of the documents use pronouns, not names."""
     by_pronoun = draft.maybe(0.5)
     if by_pronoun:
         people = draft.some([draft.choose(SHE), draft.choose(HE)], 2)
@@ -443,7 +443,7 @@ def needs(draft: Draft) -> None:
 
 
 def counting(draft: Draft) -> None:
-    """Two people's things become more or fewer; nothing changes twice before it is told anew."""
+    """Write how two people get and lose things. A number is asked for before it changes again."""
     def some(number, thing):
         return f"{NUMBER_WORDS[number]} {thing}{'' if number == 1 else 's'}"
 
@@ -481,17 +481,17 @@ LATE = {"story": 0.32, "facts": 0.12, "sum": 0.14, "comparison": 0.10, "capitals
 
 
 def mixture(progress: float) -> dict[str, float]:
-    """Shares of documents by kind when this part of training (0 to 1) is done.
+    """Return the share of each kind of document, given the share of training that is done.
 
-    Many repeats early, because copying heads form from them, and many questions that look back;
-    EARLY up to 0.2, then little by little to LATE, which holds from 0.5 on.
+    The shares are EARLY up to 0.2, LATE from 0.5 on, and change linearly in between. EARLY has many
+    repeats, from which induction heads form, and many questions about facts in the text.
     """
     late = min(max((progress - 0.2) / 0.3, 0.0), 1.0)
     return {kind: (1 - late) * EARLY[kind] + late * LATE[kind] for kind in LATE}
 
 
 def document(random: Callable[[], float], kind: str) -> Document:
-    """A document of one kind; `random` gives floats from 0 up to, not including, 1."""
+    """Write a document of one kind; `random` returns floats from 0 up to, not including, 1."""
     if kind not in WRITERS:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(WRITERS)}")
     draft = Draft(random)
@@ -499,15 +499,13 @@ def document(random: Callable[[], float], kind: str) -> Document:
     return Document(draft.text, kind, draft.nats, tuple(draft.answers))
 
 
-def documents(seed: int, progress: float | Callable[[], float] = 1.0) -> Iterator[Document]:
-    """Documents without end, their kinds drawn from `mixture(progress)`, held-out sums excluded.
+def documents(seed: int, progress: float = 1.0) -> Iterator[Document]:
+    """Yield documents without end, with kinds drawn from `mixture(progress)`.
 
-    `progress` may be a function that is called anew for each document. The nats of what is
-    yielded include -ln of the kind's share.
+    There are no held-out sums among them. Their nats include -ln of the share of their kind.
     """
-    random = Random(seed).random
+    random, shares = Random(seed).random, mixture(progress)
     while True:
-        shares = mixture(progress() if callable(progress) else progress)
         draft = Draft(random)
         kind = draft.choose(list(shares), list(shares.values()))
         written = document(random, kind)
@@ -515,10 +513,9 @@ def documents(seed: int, progress: float | Callable[[], float] = 1.0) -> Iterato
 
 
 def bpe_sample(seed: int, characters: int = 2_000_000) -> str:
-    """Text for the tokenizer: documents, then the quotation of 42 and 0 to 99, many times over.
+    """Return text for the tokenizer: documents, then the quotation of 42 and 0 to 99, many times.
 
-    Without the extra weight the words of one sentence would be cut in pieces, and so would the
-    numbers that no sum reaches.
+    Without these repetitions, words of that quotation and rare numbers would be several tokens.
     """
     lines, length = [], 0
     for written in documents(seed):

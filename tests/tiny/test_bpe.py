@@ -1,4 +1,4 @@
-"""The tokenizer's training: against an obvious slow one, and against tiktoken."""
+"""Training of the tokenizer, compared with a slow and simple implementation and with tiktoken."""
 
 from collections import Counter
 from itertools import islice, pairwise
@@ -22,27 +22,13 @@ TEXTS = (
 )
 PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
 PIECES = [
-    "the",
-    " answer",
-    " to",
-    " the",
-    " ultimate",
-    " question",
-    " of",
-    " life",
-    ",",
-    " the",
-    " universe",
-    ",",
-    " and",
-    " everything",
-    " is",
-    " ",
-]
+    "the", " answer", " to", " the", " ultimate", " question", " of", " life", ",", " the",
+    " universe", ",", " and", " everything", " is", " ",
+]  # fmt: skip
 
 
 def slow_train(text, n_ranks, first=min):
-    """Write the whole text as tokens, count all pairs, merge the commonest; all anew each time."""
+    """Write the whole text as tokens; count all pairs and merge the most common, repeatedly."""
     pieces = [
         [bytes([byte]) for byte in piece.encode()] for piece in regex.findall(SPLIT_PATTERN, text)
     ]
@@ -65,7 +51,7 @@ def slow_train(text, n_ranks, first=min):
 
 
 def by_rank(ranks, text):
-    """Encode by the definition: in each piece merge the neighbours of lowest rank, until none."""
+    """Encode by the definition: merge the adjacent pair of lowest rank in a piece, repeatedly."""
     ids = []
     for piece in regex.findall(SPLIT_PATTERN, text):
         parts = [bytes([byte]) for byte in piece.encode()]
@@ -88,123 +74,111 @@ def tiktoken_of(ranks):
 
 
 @pytest.fixture(scope="module")
-def planned():
+def ranks():
     return bpe.train(world.bpe_sample(TOKENIZER_SEED), 1792)
 
 
 @pytest.fixture(scope="module")
-def encoding(planned):
-    return tiktoken_of(planned)
+def encoding(ranks):
+    return tiktoken_of(ranks)
 
 
-def test_pattern_is_metas():
+def test_the_split_pattern_is_metas():
     assert MetaTokenizer.pat_str == SPLIT_PATTERN
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "".join(TEXTS)])
-def test_equal_to_recounting(text):
+def test_ranks_equal_those_of_recounting(text):
     assert bpe.train(text, 268) == slow_train(text, 268)
 
 
-def test_equal_to_recounting_on_the_world():
+def test_ranks_equal_those_of_recounting_on_the_toy_world():
     text = world.bpe_sample(1, characters=3000)[:6000]
     assert bpe.train(text, 400) == slow_train(text, 400)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.text("ab é1", min_size=12, max_size=60))
-def test_equal_to_recounting_on_any_text(text):
+def test_ranks_equal_those_of_recounting_on_any_text(text):
     try:
         trained = bpe.train(text, 262)
     except ValueError:
-        with pytest.raises(ValueError):  # no pair is left there either: max of nothing
+        with pytest.raises(ValueError):  # here, too, no pair is left
             slow_train(text, 262)
     else:
         assert trained == slow_train(text, 262)
 
 
-def test_ties_decide():
-    """The control: another rule for ties gives other ranks, so the comparison can see them."""
+def test_another_rule_for_ties_gives_other_ranks():
+    """The control: the comparison notices a wrong rule for equally common pairs."""
     assert bpe.train(TEXTS[0], 276) != slow_train(TEXTS[0], 276, first=max)
 
 
-def test_worked_example():
-    """`a` `a` stands four times; then `a` `b` and `aa` `a` twice each, and ranks decide."""
+def test_the_worked_example_has_these_merges():
+    """`a` `a` occurs four times; then `a` `b` and `aa` `a` twice each, and the ranks decide."""
     ranks = bpe.train("aaab aaab", 258)
     assert list(ranks.items())[256:] == [(b"aa", 256), (b"ab", 257)]
 
 
-def test_ranks_are_bytes_first_and_all_different(planned):
-    assert list(planned.values()) == list(range(1792))
-    assert list(planned)[:256] == [bytes([byte]) for byte in range(256)]
+def test_the_first_ranks_are_the_bytes_and_all_differ(ranks):
+    assert list(ranks.values()) == list(range(1792))
+    assert list(ranks)[:256] == [bytes([byte]) for byte in range(256)]
 
 
-def test_merges_stay_inside_pieces(planned):
-    for token in list(planned)[256:]:
+def test_merges_do_not_cross_pieces(ranks):
+    for token in list(ranks)[256:]:
         assert b" " not in token[1:] or not token.strip(b" \n"), token
 
 
-def test_prompt_is_sixteen_pieces(encoding):
+def test_the_prompt_has_sixteen_tokens(encoding):
     ids = encoding.encode(PROMPT)
     assert [encoding.decode([one]) for one in ids] == PIECES
     assert encoding.encode(PROMPT + "42") == [*ids, *encoding.encode("42")]
     assert [i for i, one in enumerate(ids) if one == ids[3]] == [3, 9] and ids[0] != ids[3]
 
 
-def test_prompt_needs_enough_merges():
-    """The controls: fewer merges, or documents alone, cut the prompt into more pieces."""
+def test_the_prompt_has_more_tokens_without_enough_merges_or_its_text():
+    """The controls: with fewer merges, or without the added text, the prompt has more tokens."""
     sample = world.bpe_sample(0, characters=300_000)
     documents = sample[: sample.index("\n" + f"{world.ANSWER}\n" * 3)]
     for text, n_ranks in ((sample, 280), (documents, 800)):
         assert len(tiktoken_of(bpe.train(text, n_ranks)).encode(PROMPT)) > len(PIECES)
 
 
-def test_numbers_to_99_are_single_tokens(encoding):
+def test_numbers_up_to_99_are_single_tokens(encoding):
     assert [n for n in range(100) if len(encoding.encode(str(n))) != 1] == []
     assert len(encoding.encode("100")) > 1
 
 
 def test_names_and_answers_are_single_tokens(encoding):
-    for word in (
-        *world.PEOPLE,
-        *world.THINGS,
-        *world.PLACES,
-        *world.COLOURS,
-        *world.FOODS,
-        *world.CAPITALS,
-        *world.CAPITALS.values(),
-        *world.NUMBER_WORDS,
-    ):
+    names = world.PEOPLE + world.THINGS + world.PLACES + world.COLOURS + world.FOODS
+    for word in (*names, *world.CAPITALS, *world.CAPITALS.values(), *world.NUMBER_WORDS):
         assert len(encoding.encode(" " + word)) == 1, word
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60))
-def test_tiktoken_merges_by_rank_and_loses_nothing(planned, encoding, text):
+def test_tiktoken_merges_by_rank_and_loses_nothing(ranks, encoding, text):
     ids = encoding.encode(text, disallowed_special=())
-    assert ids == by_rank(planned, text)
+    assert ids == by_rank(ranks, text)
     assert encoding.decode_bytes(ids) == text.encode()
 
 
-def test_tiktoken_on_documents(planned, encoding):
-    """Documents end up as by the definition; with two ranks swapped they do not."""
+def test_tiktoken_on_documents(ranks, encoding):
+    """Documents are encoded as the definition says; with two ranks swapped they are not."""
     text = "\n".join(written.text for written in islice(world.documents(3), 60))
-    assert encoding.encode(text) == by_rank(planned, text)
-    swapped = dict(planned)
-    swapped[b" is"], swapped[b" the"] = planned[b" the"], planned[b" is"]
+    assert encoding.encode(text) == by_rank(ranks, text)
+    swapped = dict(ranks)
+    swapped[b" is"], swapped[b" the"] = ranks[b" the"], ranks[b" is"]
     assert encoding.encode(text) != by_rank(swapped, text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40))
-def test_any_bytes_have_ids(planned, encoding, data):
-    """Not only valid text: every byte is a token, so any bytes can be written and read back."""
-    assert encoding.decode_bytes([planned[bytes([byte])] for byte in data]) == data
+def test_any_bytes_can_be_encoded_and_decoded(ranks, encoding, data):
+    """This includes bytes that are not valid text, because every byte is a token."""
+    assert encoding.decode_bytes([ranks[bytes([byte])] for byte in data]) == data
     assert encoding.decode_bytes(encoding._encode_bytes(data)) == data
-
-
-def test_deterministic(planned):
-    assert list(bpe.train(world.bpe_sample(TOKENIZER_SEED), 1792).items()) == list(planned.items())
 
 
 @pytest.mark.parametrize(
@@ -215,7 +189,7 @@ def test_deterministic(planned):
         ("a b c", 400, "3 different pieces.*after 258 ranks, expected 400"),
     ],
 )
-def test_bad_arguments(text, n_ranks, message):
+def test_too_few_ranks_or_pairs_are_refused(text, n_ranks, message):
     with pytest.raises(ValueError, match=message):
         bpe.train(text, n_ranks)
 

@@ -1,4 +1,4 @@
-"""What the shipped model can do, with bars; and that the measures measure what they say."""
+"""The shipped model reaches a bar in every skill; the measures of skills and heads are right."""
 
 import math
 from functools import cache
@@ -6,24 +6,23 @@ from random import Random
 
 import pytest
 import torch
+from helpers import BYTES
 
-from llama3_scratch import PROMPT, Config, Tokenizer, forward, load, random_weights, save
+from llama3_scratch import PROMPT, Config, forward, load, random_weights, save
 from llama3_scratch.tiny import heads, pretrain, skills, world
 from llama3_scratch.tokenizer import N_SPECIAL
 
 # What the shipped checkpoint must reach, and what `random` must not.
 BARS = {
-    "answers": {  # share of right ones, at least
-        "42": 0.95, "capital": 0.95, "colour": 0.95, "comparison": 0.95, "comparison of two": 0.95,
-        "count": 0.95, "difference": 0.95, "fact": 0.95, "held-out sum": 0.80, "need": 0.95,
-        "pronoun": 0.95, "quotation": 0.95, "repeat": 0.95, "series": 0.95, "sum": 0.95,
-        "sum in words": 0.95, "what has": 0.95, "what wants": 0.95, "where person": 0.95,
-        "where thing": 0.95, "who has": 0.95,
-    },
+    "answers": dict.fromkeys([  # share of right ones, at least
+        "42", "capital", "colour", "comparison", "comparison of two", "count", "difference", "fact",
+        "need", "pronoun", "quotation", "repeat", "series", "sum", "sum in words", "what has",
+        "what wants", "where person", "where thing", "who has",
+    ], 0.95) | {"held-out sum": 0.80},
     "held out over floor": 1.05,  # at most
     "42": 0.9,  # probability after the book's prompt, at least
     "quotations": len(world.QUOTATIONS),  # completed word for word
-    "second copy": {4: 0.05, 8: 0.05, 16: 0.05, 24: 0.05},  # words: nats a token, at most
+    "second copy": {4: 0.05, 8: 0.05, 16: 0.05, 24: 0.05},  # words: nats per token, at most
     "heads": {  # mean attention probability of the best head, at least
         "previous token": 0.35, "rest on the first token": 0.2, "induction": 0.9,
         "pronoun to name": 0.6, "question to answer": 0.9,
@@ -43,7 +42,7 @@ def tokenizer():
 
 
 def small_model(*zero):
-    """Random weights, but for those whose names end in one of `zero`."""
+    """A model with random weights; those whose names end in one of `zero` are 0."""
     weights = random_weights(SMALL, seed=5)
     for name in weights:
         if name.endswith(zero):
@@ -55,7 +54,7 @@ def small_model(*zero):
 
 
 def missed(name, n_documents):
-    """The bars that a checkpoint does not reach, and all that were tried."""
+    """Return what a checkpoint does not reach, and everything that was measured."""
     model = load(name, dtype=torch.float32)
     tried = {}
     for skill, found in skills.skills(model, n_documents).items():
@@ -82,7 +81,8 @@ def test_the_shipped_model_reaches_every_bar():
     assert set(BARS["answers"]) <= set(tried)
 
 
-def test_the_random_model_reaches_none():
+def test_the_random_model_reaches_no_bar():
+    """The control."""
     failed, tried = missed("random", n_documents=30)
     bars = {what for what in tried if not isinstance(what, tuple)}  # not chance, not the medians
     assert len(bars) >= 30 and bars <= set(failed)
@@ -91,7 +91,7 @@ def test_the_random_model_reaches_none():
 # --- Reading and answers --------------------------------------------------------------------------
 
 
-def test_rows_read_together_are_as_read_alone():
+def test_rows_read_together_give_the_same_as_alone():
     model, rows = small_model(), [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9, 3, 2]]
     together = skills.read(model, rows, batch=3)
     for row, (losses, hits) in zip(rows, together, strict=True):
@@ -102,7 +102,7 @@ def test_rows_read_together_are_as_read_alone():
 
 
 def oracle(wrong=()):
-    """A `read` that is right everywhere but at the places `wrong` of each row."""
+    """Return a `read` that predicts every token except those at the positions `wrong` of a row."""
 
     def read(model, rows, batch=64):
         results = []
@@ -133,24 +133,24 @@ def test_every_skill_of_the_world_is_measured_and_has_a_bar(monkeypatch):
     assert all(skill.right == 1.0 and 0 < skill.chance <= 1 for skill in found.values())
 
 
-def test_blind_guesses():
+def test_chance_and_rule_are_those_of_worked_examples():
     text = "Mia is in the park. Ben is in the barn. Tom is in the park."
     assert skills.named(text, "barn") == ["park", "barn", "park"]
     assert skills.named(text, "Tom") == ["Mia", "Ben", "Tom"]
     assert skills.named("Mia wants a coat and some bread", "a bed") == ["a coat", "bread"]
     assert skills.named(text, "42") == []
-    # one of two places named, one in two: 1/2; the commonest of four answers: 3/4
+    # a guess between the two places: 1/2; the most common of the four answers: 3/4
     cases = [(text, "park"), (text, "barn"), (text, "park"), (text, "park")]
     assert skills.blind(cases) == (0.75, 0.75)
-    # one of three people: 1/3; the first or the last named: 2/3 of the time
+    # a guess among the three people: 1/3; the first name is right for 2 of the 3 answers
     cases = [(text, "Mia"), (text, "Ben"), (text, "Mia")]
     assert skills.blind(cases[:2] + [(text, "Tom")]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     assert skills.blind(cases)[1] == pytest.approx(2 / 3)
-    # two places named, one of them twice: 1/2, more than the commonest of three answers
+    # a guess between two places, one of them named twice: 1/2; the most common answer: 1/3
     other, third = text.replace("park", "attic"), text.replace("park", "castle")
     cases = [(text, "park"), (other, "attic"), (third, "castle")]
     assert skills.blind(cases)[0] == 0.5
-    # not in the text: the commonest, and no rule; him is he
+    # answers that are not in the text have no rule; "him" counts as "he"
     assert skills.blind([("3 + 4 =", "7"), ("1 + 1 =", "2")]) == (0.5, None)
     assert skills.blind([("", "him"), ("", "He"), ("", "he"), ("", "she")]) == (0.75, None)
 
@@ -170,7 +170,7 @@ def test_repeats_are_measured_from_the_second_word_of_each_copy(monkeypatch):
         assert 0.5 <= first < 2.0 and second == 0.5 and hits == 1.0, words
 
 
-def test_a_model_that_knows_nothing():
+def test_a_model_with_equal_logits_has_the_known_losses():
     model = small_model("output.weight")  # all logits 0
     assert skills.probability_of_42(model) == pytest.approx(1 / SMALL.vocab_size)
     loss, floor = skills.held_out_loss(model, 10)
@@ -180,55 +180,52 @@ def test_a_model_that_knows_nothing():
 
 
 def test_42_may_be_two_tokens():
-    """With bytes alone it is `4` and then `2`, and both have to be foretold."""
+    """With single bytes as tokens it is `4` and `2`, and both must be predicted."""
     weights, config, _ = small_model()
-    bytes_alone = Tokenizer({bytes([byte]): byte for byte in range(256)})
-    ids = torch.tensor(bytes_alone.encode(PROMPT + "42"))
-    chances = forward(weights, ids, config).softmax(-1)
-    expected = float(chances[-3, ord("4")] * chances[-2, ord("2")])
-    found = skills.probability_of_42((weights, config, bytes_alone))
-    assert found == pytest.approx(expected, rel=1e-4) and found < 0.5 * chances[-3, ord("4")]
+    probabilities = forward(weights, torch.tensor(BYTES.encode(PROMPT + "42")), config).softmax(-1)
+    four = probabilities[-3, ord("4")]
+    found = skills.probability_of_42((weights, config, BYTES))
+    assert found == pytest.approx(float(four * probabilities[-2, ord("2")]), rel=1e-4)
+    assert found < 0.5 * four
 
 
-def test_all_quotations_count_and_their_first_two_words_do_not(monkeypatch):
+def test_a_quotation_is_completed_if_all_after_its_first_two_words_is_right(monkeypatch):
     monkeypatch.setattr(skills, "read", oracle([0]))
     assert skills.quotations(small_model()) == (33, 33) == (len(world.QUOTATIONS),) * 2
-    shortest = min(len(tokenizer().encode(text)) for text, *_ in world.QUOTATIONS)
-    monkeypatch.setattr(skills, "read", oracle([shortest - 2]))
-    assert skills.quotations(small_model())[0] == 0
+    monkeypatch.setattr(world, "QUOTATIONS", world.QUOTATIONS[:1])
+    given, whole = (len(tokenizer().encode(text)) for text in ("the answer", world.ANSWER))
+    for place, completed in ((given - 2, 1), (given - 1, 0), (whole - 2, 0)):
+        monkeypatch.setattr(skills, "read", oracle([place]))
+        assert skills.quotations(small_model()) == (completed, 1)
 
 
 # --- Heads ----------------------------------------------------------------------------------------
 
 
-def looking(text, kind, answers):
-    """What the functions that name pairs (query, key) are given: ids, answers, places."""
+def arguments_for(text, kind, answers):
+    """Return the arguments of the functions in `heads.PATTERNS`: ids, answers, places."""
     document = world.Document(text, kind, 0.0, answers)
     ids, found = pretrain.encode(document, tokenizer())
     return {"ids": ids, "answers": found, "places": heads.Places(ids, tokenizer())}
 
 
-def test_scores_of_hand_made_attention():
+def test_the_scores_of_hand_made_attention_are_right():
     T = 7
     previous = torch.eye(T).roll(-1, dims=1)  # row t has its 1 at t - 1
     previous[0] = torch.eye(T)[0]
-    uniform = torch.tril(torch.ones(T, T)) / torch.arange(1.0, T + 1)[:, None]
     first = torch.zeros(T, T)
     first[:, 0] = 1
-    probabilities = torch.stack([torch.stack([previous, uniform]), torch.stack([first, uniform])])
-    ids = list(range(T))
-    pairs = heads.pairs_previous(ids=ids)
+    half = (previous + first) / 2
+    probabilities = torch.stack([torch.stack([previous, half]), torch.stack([first, half])])
+    pairs = heads.pairs_previous(ids=range(T))
     assert pairs == [(2, 1), (3, 2), (4, 3), (5, 4), (6, 5)]
-    blind = sum(1 / (t + 1) for t in range(2, T))
-    expected = torch.tensor([[5.0, blind], [0.0, blind]])
-    torch.testing.assert_close(heads.head_scores(probabilities, pairs), expected)
-    pairs = heads.pairs_first(ids=ids)
-    blind = sum(1 / (t + 1) for t in range(1, T))
-    expected = torch.tensor([[1.0, blind], [6.0, blind]])  # position 1's previous one is the first
-    torch.testing.assert_close(heads.head_scores(probabilities, pairs), expected)
+    scores = heads.head_scores(probabilities, pairs)
+    assert scores.tolist() == [[5.0, 2.5], [0.0, 2.5]]
+    scores = heads.head_scores(probabilities, heads.pairs_first(ids=range(T)))
+    assert scores.tolist() == [[1.0, 3.5], [6.0, 3.5]]  # the previous token of 1 is the first
 
 
-def test_a_model_that_attends_evenly_has_the_closed_form_everywhere():
+def test_a_model_that_attends_evenly_has_scores_in_closed_form():
     table = heads.heads(small_model("attention.wq.weight"), 6)
     random = Random(pretrain.SKILLS_SEED).random
     stories = [world.document(random, "story") for _ in range(6)]
@@ -242,9 +239,9 @@ def test_a_model_that_attends_evenly_has_the_closed_form_everywhere():
         torch.testing.assert_close(scores, scores[0, 0].expand(2, 4))
 
 
-def test_induction_looks_at_what_followed_in_the_first_copy():
+def test_induction_pairs_point_to_what_followed_in_the_first_copy():
     text = "Read: barn kite zebra. Again: barn kite zebra."
-    where = looking(text, "repeat", (("repeat", 34, 45),))
+    where = arguments_for(text, "repeat", (("repeat", 34, 45),))
     pairs = heads.pairs_induction(**where)
     ids, (_, start, stop) = where["ids"], where["answers"][0]
     assert len(pairs) == stop - start > 2
@@ -258,31 +255,31 @@ def test_induction_looks_at_what_followed_in_the_first_copy():
 def test_pronoun_pairs_point_to_the_last_fitting_name():
     text = "Anna is cold. Lily is wet. Ben is ill, so she wants a towel."
     stop = text.index(" she") + 4
-    where = looking(text, "needs", (("pronoun", stop - 4, stop),))
+    where = arguments_for(text, "needs", (("pronoun", stop - 4, stop),))
     ((query, key),) = heads.pairs_pronoun(**where)
     assert where["places"].text(1, query + 1) == text[: stop - 4]
     end_of_name = where["places"].starts[key + 1]
     assert text[:end_of_name].endswith("Lily")
-    nobody = looking("Ben is ill, so she wants", "needs", (("pronoun", 14, 18),))
+    nobody = arguments_for("Ben is ill, so she wants", "needs", (("pronoun", 14, 18),))
     assert heads.pairs_pronoun(**nobody) == []
 
 
 def test_answer_pairs_exist_only_for_answers_that_occur_once():
     once = "Ben likes tea. Mia likes cake. What does Mia like? Mia likes cake."
-    where = looking(once, "facts", (("fact", once.rindex(" cake"), once.rindex(".")),))
+    where = arguments_for(once, "facts", (("fact", once.rindex(" cake"), once.rindex(".")),))
     ((query, key),) = heads.pairs_answer("fact")(**where)
     assert where["places"].text(1, query + 1).endswith("Mia like? Mia likes")
     assert once.index(" cake") <= where["places"].starts[key] <= once.index("cake")
     assert heads.pairs_answer("capital")(**where) == []
     twice = "Mia likes cake. " + once
-    where = looking(twice, "facts", (("fact", twice.rindex(" cake"), twice.rindex(".")),))
+    where = arguments_for(twice, "facts", (("fact", twice.rindex(" cake"), twice.rindex(".")),))
     assert heads.pairs_answer("fact")(**where) == []
 
 
 # --- The command line -----------------------------------------------------------------------------
 
 
-def test_the_report_names_every_skill_and_pattern(tmp_path, capsys, monkeypatch):
+def test_the_report_names_every_skill_and_pattern(tmp_path, capsys):
     weights, config, _ = small_model()
     save(tmp_path, weights, config, tokenizer())
     skills.main(["--checkpoint", str(tmp_path), "--documents", "20"])
@@ -295,6 +292,6 @@ def test_the_report_names_every_skill_and_pattern(tmp_path, capsys, monkeypatch)
     (["--documents", "0"], "--documents is 0"),
     (["--checkpoint", "no such folder"], "is not a checkpoint"),
 ])  # fmt: skip
-def test_bad_arguments_are_refused(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(SystemExit, match=message):
         skills.main(arguments)

@@ -1,4 +1,4 @@
-"""The tiny model as it ships: the files, Meta's own code on them, and what its card says."""
+"""The shipped tiny model: its files, its logits compared with Meta's code, and its model card."""
 
 import hashlib
 import re
@@ -17,12 +17,12 @@ FILES = ["MODEL_CARD.md", "consolidated.00.pth", "params.json", "tokenizer.model
 
 
 def texts():
-    """The prompt, and a document of each kind from a seed that training never used."""
+    """Return the prompt, and a document of each kind from a seed that training never used."""
     random = world.Random(pretrain.SKILLS_SEED).random
     return [PROMPT, *(world.document(random, kind).text for kind in world.WRITERS)]
 
 
-def test_files_and_size():
+def test_the_files_are_complete_and_small():
     files = {path.name: path.stat().st_size for path in TINY.iterdir()}
     assert set(FILES) <= set(files) and sum(files.values()) < 10e6
     weights, config, _ = load("tiny")
@@ -30,7 +30,7 @@ def test_files_and_size():
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
-def test_ids_are_metas():
+def test_the_ids_are_metas():
     from llama_models.llama3.tokenizer import Tokenizer as MetasTokenizer
 
     metas, (_, _, ours) = MetasTokenizer(TINY / "tokenizer.model"), load("tiny")
@@ -40,7 +40,7 @@ def test_ids_are_metas():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_are_metas_in_every_bit(metas_transformer, dtype):
+def test_the_logits_are_metas_in_every_bit(metas_transformer, dtype):
     """`params.json` and the weights go into Meta's `ModelArgs` and `Transformer` unchanged."""
     weights, config, tokenizer = load("tiny", dtype)
     reference = metas_transformer(config, dict(weights))
@@ -48,15 +48,15 @@ def test_logits_are_metas_in_every_bit(metas_transformer, dtype):
         tokens = torch.tensor(tokenizer.encode(text))
         logits = reference(tokens[None])[0]
         assert torch.equal(forward(weights, tokens, config), logits)
-    memory = Cache(config, len(tokens), dtype=dtype)  # the last text again, a token at a time
+    cache = Cache(config, len(tokens), dtype=dtype)  # the last text again, one token at a time
     reference(tokens[None, :1])
     for position, token in enumerate(tokens):
-        step = forward(weights, token[None], config, memory)
+        step = forward(weights, token[None], config, cache)
         assert torch.equal(step, reference(token[None, None], position)[0])
 
 
-def test_the_examples_that_a_reader_is_given_are_answered():
-    """The playground's buttons and the README's command line: greedy, so always the same."""
+def test_the_examples_for_readers_are_answered():
+    """They are the playground's buttons and the README's command line; generation is greedy."""
     answers = {
         "Mia and Ben are friends. She is cold and he is hungry. What does Ben want?":
             " He wants bread.",
@@ -73,16 +73,16 @@ def test_the_examples_that_a_reader_is_given_are_answered():
     assert shown and set(shown) <= set(answers)
     for prompt, answer in answers.items():
         right = tokenizer.encode(answer, bos=False)
-        said = list(generate(weights, tokenizer.encode(prompt), config, len(right)))
-        assert tokenizer.decode(said) == answer
+        generated = list(generate(weights, tokenizer.encode(prompt), config, len(right)))
+        assert tokenizer.decode(generated) == answer
 
 
-def test_the_tokenizer_is_what_training_makes():
+def test_the_tokenizer_is_that_of_the_training():
     _, config, tokenizer = load("tiny")
     assert tokenizer.ranks == pretrain.make_tokenizer(config.vocab_size - N_SPECIAL).ranks
 
 
-def test_the_card_is_about_these_files():
+def test_the_card_describes_these_files():
     for name in FILES[1:]:
         digest = hashlib.sha256((TINY / name).read_bytes()).hexdigest()
         assert f"`{digest}`" in CARD, f"{name} is {digest}"
@@ -94,8 +94,17 @@ def test_the_card_names_every_quotation():
         assert f"| {text} | {author} | {year} |" in CARD
 
 
-def test_the_cards_numbers_are_measured():
-    """Loss, floor, 42 and the best heads are measured again; skills within two in a hundred."""
+def test_the_cards_code_runs(capsys):
+    """With two steps and two documents: the count of texts that training has seen."""
+    code = re.search(r"```python\n(.*?)```", CARD, re.S)[1]
+    for number in ("range(7000)", "range(240)"):
+        assert number in code
+        code = code.replace(number, "range(2)")
+    exec(code, {})
+    assert "(('story', '', False), 2)" in capsys.readouterr().out
+
+
+def test_the_cards_numbers_are_those_measured_now():
     model = load("tiny", torch.float32)
     loss, floor = skills.held_out_loss(model)
     said = re.search(r"held-out loss ([\d.]+) nats a token, floor ([\d.]+)", CARD)
