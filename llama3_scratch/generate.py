@@ -67,6 +67,7 @@ def generate(
     outside = [token for token in tokens if not 0 <= token < V]
     require(not outside, f"there is no token {outside[:1]}: ids go from 0 to {V - 1}.")
     check_sampling(max_new, temperature, top_k, top_p, seed)
+    max_new = int(max_new)
     require(
         len(tokens) + max_new <= limit,
         f"the prompt has {len(tokens)} tokens and max_new is {max_new}: expected at most {limit} "

@@ -5,9 +5,11 @@ import random
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-from llama3_scratch import Config, Tokenizer, random_weights, save
+from llama3_scratch import Config, InputError, Tokenizer, generate, load, random_weights, save
+from llama3_scratch.__main__ import main
 from llama3_scratch.config import RopeScaling
 from llama3_scratch.tokenizer import SPLIT_PATTERN, special_tokens
 
@@ -250,3 +252,19 @@ def byte_level_tokenizer():
         vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     ))  # fmt: skip
     return made
+
+
+def refused(folder, says, capsys):
+    """Check that loading and running a folder gives one `InputError`, and the program one message.
+
+    Returns what the program printed on standard error.
+    """
+    with pytest.raises(InputError) as error:
+        weights, config, _ = load(folder)
+        list(generate(weights, [1, 2, 3], config, max_new=2))
+    assert says in str(error.value)
+    assert main(["--checkpoint", str(folder), "ab"]) == 2
+    shown = capsys.readouterr().err
+    assert says in shown and "Traceback" not in shown
+    assert sum(1 + len(line) // 80 for line in shown.splitlines()) <= 24  # one screen
+    return shown

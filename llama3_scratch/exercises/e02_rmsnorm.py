@@ -8,19 +8,14 @@ import torch.nn.functional as functional
 from llama3_scratch.config import PRESETS
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     of_each,
     uses,
 )
 from llama3_scratch.model import linear, rms_norm
-
-
-def _agree(found, expected):
-    return difference(found, expected) is None
-
 
 MISFIT = "two shapes do not fit"
 
@@ -264,11 +259,11 @@ def _has_size_1(answer, x, weight, eps):
 
 
 def _weight_is_a_factor(answer, x, weight, eps):
-    return _agree(answer(x, 2 * weight, eps), 2 * torch.as_tensor(answer(x, weight, eps)))
+    return agree(answer(x, 2 * weight, eps), 2 * torch.as_tensor(answer(x, weight, eps)))
 
 
 def _eps_is_in_the_root(answer, x, weight, eps):
-    return _agree(answer(x, weight, eps), _right_layer_norm(x, weight, eps))
+    return agree(answer(x, weight, eps), _right_layer_norm(x, weight, eps))
 
 
 layer_norm = Exercise(
@@ -374,7 +369,7 @@ def _same_results(norm, names):
         (x,) = drawn(5, (3, len(layer["ffn_norm.weight"])))
         before = [linear(x * layer[f"{norm}.weight"], layer[f"{name}.weight"]) for name in names]
         now = [linear(x * found[f"{norm}.weight"], found[f"{name}.weight"]) for name in names]
-        return _agree(now, before)
+        return agree(now, before)
 
     return of_each(holds)
 
@@ -419,12 +414,12 @@ fold = Exercise(
     ],
     properties=[
         (of_each(lambda found, layer: all(
-            _agree(found[f"{half}_norm.weight"], torch.ones(len(layer["ffn_norm.weight"])))
+            agree(found[f"{half}_norm.weight"], torch.ones(len(layer["ffn_norm.weight"])))
             for half in ("attention", "ffn"))),
          "the norms of the result are not all ones. Set both, `attention_norm.weight` and "
          "`ffn_norm.weight`."),
         (of_each(lambda found, layer: all(
-            _agree(found[name], layer[name])
+            agree(found[name], layer[name])
             for name in ("attention.wo.weight", "feed_forward.w2.weight"))),
          "wo or w2 is changed. Neither reads a norm's result, so both stay as they are."),
         (_same_results("attention_norm", ATTENTION),

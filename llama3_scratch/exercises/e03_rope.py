@@ -7,9 +7,9 @@ import torch
 
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     loops,
     of_each,
@@ -21,10 +21,6 @@ def _frequencies(theta, P):
     return 1 / theta ** (torch.arange(P) / P)
 
 
-def _agree(found, expected):
-    return difference(found, expected) is None
-
-
 # --- The frequencies ------------------------------------------------------------------------------
 
 
@@ -34,7 +30,7 @@ def _right_frequencies(theta, H):
 
 def _ratio_is_right(found, theta, H):
     ratios = found[1:] / found[:-1]
-    return _agree(ratios, torch.full_like(ratios, theta ** (-2 / H)))
+    return agree(ratios, torch.full_like(ratios, theta ** (-2 / H)))
 
 
 frequencies = Exercise(
@@ -85,7 +81,7 @@ frequencies = Exercise(
          "other factor."),
         (of_each(lambda found, theta, H: bool((found[1:] < found[:-1]).all())),
          "they do not fall from pair to pair. The exponent -p/P falls as p grows."),
-        (answer_property(lambda answer, theta, H: not _agree(
+        (answer_property(lambda answer, theta, H: not agree(
             answer(3 * theta, H), answer(theta, H))),
          "rope_theta has no effect on the result. Is a number typed in instead?"),
         (of_each(_ratio_is_right),
@@ -150,7 +146,7 @@ def _quarter_is_right(answer, x, position, frequencies):
     """Whether only pair 0 rotates if its angle is pi/2 and the others' is 0."""
     quarter = torch.zeros_like(frequencies)
     quarter[0] = math.pi / 2
-    return _agree(answer(x, 1, quarter), torch.cat([-x[1:2], x[0:1], x[2:]]))
+    return agree(answer(x, 1, quarter), torch.cat([-x[1:2], x[0:1], x[2:]]))
 
 
 def _uses_complex(tree):
@@ -201,19 +197,19 @@ rotate = Exercise(
          "the result is [P, 2]. A flatten() is missing."),
     ],
     properties=[
-        (of_each(lambda found, x, t, f: _agree(found.norm(), x.norm())),
+        (of_each(lambda found, x, t, f: agree(found.norm(), x.norm())),
          "the length of the vector changes, and a rotation keeps it. Look at the signs, and "
          "whether both new numbers of a pair come from the old a and b."),
-        (of_each(lambda found, x, t, f: _agree(_lengths(found), _lengths(x))),
+        (of_each(lambda found, x, t, f: agree(_lengths(found), _lengths(x))),
          "the length of a pair changes. Numbers 0 and 1 form a pair, then 2 and 3; both of its "
          "numbers have the same angle, and the pair goes back to where it was."),
-        (answer_property(lambda answer, x, t, f: _agree(answer(x, 0, f), x)),
+        (answer_property(lambda answer, x, t, f: agree(answer(x, 0, f), x)),
          "position 0 is rotated. There all angles are 0, so the vector stays as it is."),
         (answer_property(_quarter_is_right),
          "with an angle of pi/2 for pair 0 and 0 for the others, (a, b) of pair 0 should become "
          "(-b, a) and the rest should stay. Look at the minus, at the order of the pairs, and "
          "whether the angles are in radians."),
-        (answer_property(lambda answer, x, t, f: _agree(answer(x, t, f), answer(x, 1, t * f))),
+        (answer_property(lambda answer, x, t, f: agree(answer(x, t, f), answer(x, 1, t * f))),
          "the angle of a pair is not its position times its own frequency. Are both used?"),
     ],
     but=[
@@ -283,10 +279,10 @@ relative_product = Exercise(
          "number i is paired with number i + P. Meta pairs neighbours: 0 and 1, 2 and 3, ..."),
     ],
     properties=[
-        (answer_property(lambda answer, q, k, d, f: _agree(answer(q, k, 0, f), q @ k)),
+        (answer_property(lambda answer, q, k, d, f: agree(answer(q, k, 0, f), q @ k)),
          "at distance 0 the result is not q.k. There the two rotations cancel, so it is the "
          "product of the vectors as they are."),
-        (answer_property(lambda answer, q, k, d, f: not _agree(
+        (answer_property(lambda answer, q, k, d, f: not agree(
             answer(q, k, 2, f), answer(q, k, -2, f))),
          "distance 2 gives the same as -2. A query before the key is not the same as one after it; "
          "rotate one of the two by the distance, with its sign."),
@@ -317,16 +313,16 @@ def _sorted_rows(rows):
 
 
 def _same_rows(found, weight, N):
-    return _agree(_sorted_rows(found), _sorted_rows(weight))
+    return agree(_sorted_rows(found), _sorted_rows(weight))
 
 
 def _same_rows_in_each_head(found, weight, N):
     pairs = zip(found.chunk(N), weight.chunk(N), strict=True)
-    return all(_agree(_sorted_rows(a), _sorted_rows(b)) for a, b in pairs)
+    return all(agree(_sorted_rows(a), _sorted_rows(b)) for a, b in pairs)
 
 
 def _starts_stay(found, weight, N):
-    return _agree(found.unflatten(0, (N, -1))[:, 0], weight.unflatten(0, (N, -1))[:, 0])
+    return agree(found.unflatten(0, (N, -1))[:, 0], weight.unflatten(0, (N, -1))[:, 0])
 
 
 half_split = Exercise(
@@ -405,19 +401,19 @@ def _has_effect(i):
 
     def holds(answer, *case):
         changed = [1.5 * x if j == i else x for j, x in enumerate(case)]
-        return not _agree(answer(*changed), answer(*case))
+        return not agree(answer(*changed), answer(*case))
 
     return answer_property(holds)
 
 
 def _high_are_kept(found, frequencies, factor, low, high, length):
     there = _turns(frequencies, length) > high
-    return _agree(found[there], frequencies[there])
+    return agree(found[there], frequencies[there])
 
 
 def _low_are_divided(found, frequencies, factor, low, high, length):
     there = _turns(frequencies, length) < low
-    return _agree(found[there], frequencies[there] / factor)
+    return agree(found[there], frequencies[there] / factor)
 
 
 def _branches(tree):

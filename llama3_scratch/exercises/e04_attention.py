@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     of_each,
     uses,
@@ -25,13 +25,9 @@ def _filled(where, inside=-math.inf):
     return torch.where(where, inside, 0.0)
 
 
-def _agree(found, expected):
-    return difference(found, expected) is None
-
-
 def _rows_add_up(probabilities, *_):
     sums = probabilities.sum(-1)
-    return _agree(sums, torch.ones_like(sums))
+    return agree(sums, torch.ones_like(sums))
 
 
 # --- The mask from positions ----------------------------------------------------------------------
@@ -227,7 +223,7 @@ def _right_head(q, k, v):
 def _is_causal(answer, q, k, v):
     """Changing the last token must not change what the others get."""
     changed = [torch.cat([x[:-1], x[-1:] + 1]) for x in (q, k, v)]
-    return _agree(answer(q, k, v)[:-1], torch.as_tensor(answer(*changed)[:-1]))
+    return agree(answer(q, k, v)[:-1], torch.as_tensor(answer(*changed)[:-1]))
 
 
 one_head = Exercise(
@@ -291,11 +287,11 @@ one_head = Exercise(
         (answer_property(_is_causal),
          "an earlier token notices a change of the last one: the future is not masked, or a row "
          "mixes tokens in another way than by its own probabilities."),
-        (answer_property(lambda answer, q, k, v: _agree(
+        (answer_property(lambda answer, q, k, v: agree(
             answer(q, k, torch.ones_like(v)), torch.ones_like(v))),
          "values that are all 1 do not give 1: the probabilities of a row do not add up to 1, or "
          "something else than the values is mixed."),
-        (of_each(lambda found, q, k, v: _agree(found[0], v[0])),
+        (of_each(lambda found, q, k, v: agree(found[0], v[0])),
          "the first token's output is not its own value. It has nothing else to attend to."),
     ],
 )  # fmt: skip

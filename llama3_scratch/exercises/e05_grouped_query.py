@@ -5,18 +5,13 @@ import torch
 from llama3_scratch.config import PRESETS, Config
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     of_each,
 )
 from llama3_scratch.model import rms_norm
-
-
-def _agree(found, expected):
-    return difference(found, expected) is None
-
 
 # --- The query heads that share a key/value head --------------------------------------------------
 
@@ -89,7 +84,7 @@ def _merged(outputs):
 
 def _own_numbers(found, outputs):
     """Whether row t has the numbers of token t, in any order."""
-    return _agree(found.sort(-1).values, _merged(outputs).sort(-1).values)
+    return agree(found.sort(-1).values, _merged(outputs).sort(-1).values)
 
 
 merge_heads = Exercise(
@@ -121,7 +116,7 @@ merge_heads = Exercise(
         (of_each(_own_numbers),
          "a row does not hold the numbers of its own token, all of them and no others, so tokens "
          "are mixed and the future is visible. Make the token the leading dimension first."),
-        (of_each(lambda found, x: _agree(found[:, : x.shape[2]], x[0])),
+        (of_each(lambda found, x: agree(found[:, : x.shape[2]], x[0])),
          "each row holds its own token, but not in the right order: the first H numbers are those "
          "of head 0, as they are; then comes head 1."),
     ],
@@ -164,7 +159,7 @@ def _all_on_the_copy(stream, weight, eps, sublayer):
 def _input_is_right(answer, stream, weight, eps, sublayer):
     inputs = []
     answer(stream, weight, eps, lambda x: inputs.append(x) or sublayer(x))
-    return bool(inputs) and _agree(inputs[0], rms_norm(stream, weight, eps))
+    return bool(inputs) and agree(inputs[0], rms_norm(stream, weight, eps))
 
 
 add_change = Exercise(
@@ -194,13 +189,13 @@ add_change = Exercise(
          "the norm's weight is left out: each column of the normalised copy has its own factor."),
     ],
     properties=[
-        (answer_property(lambda answer, x, weight, eps, sublayer: _agree(
+        (answer_property(lambda answer, x, weight, eps, sublayer: agree(
             answer(x, weight, eps, torch.zeros_like), x)),
          "a sub-layer that gives zeros should leave the stream as it is, and it does not. What is "
          "added to the change is the stream itself."),
         (answer_property(_input_is_right),
          "the input of the sub-layer is not rms_norm(stream, weight, eps). Are all three used?"),
-        (answer_property(lambda answer, x, weight, eps, sublayer: _agree(
+        (answer_property(lambda answer, x, weight, eps, sublayer: agree(
             answer(x, weight, eps, torch.ones_like), x + 1)),
          "a sub-layer that gives ones should add 1 to the stream, and it does not. Its result is "
          "added as it is, once."),
@@ -312,14 +307,14 @@ def _pooled(weight, K, J):
 def _of_equal_heads(answer, weight, K, J):
     """Whether the mean of equal heads is the same head again."""
     head = weight[: len(weight) // K]
-    return _agree(answer(head.repeat(K, 1), K, J), head.repeat(J, 1))
+    return agree(answer(head.repeat(K, 1), K, J), head.repeat(J, 1))
 
 
 def _of_equal_groups(answer, weight, K, J):
     """Whether groups whose heads are equal stay what they are."""
     new = weight[: len(weight) // K * J]
     heads = new.unflatten(0, (J, -1)).repeat_interleave(K // J, dim=0)
-    return _agree(answer(heads.flatten(0, 1), K, J), new)
+    return agree(answer(heads.flatten(0, 1), K, J), new)
 
 
 pool_heads = Exercise(
@@ -360,7 +355,7 @@ pool_heads = Exercise(
         (answer_property(_of_equal_groups),
          "where the K/J heads of each group are equal, the new ones are not those. Average "
          "neighbours: the first K/J heads become head 0."),
-        (of_each(lambda found, w, K, J: _agree(found.mean(0), w.mean(0))),
+        (of_each(lambda found, w, K, J: agree(found.mean(0), w.mean(0))),
          "the mean over all rows of the matrix has changed. Does every old head count, and each as "
          "much as the others?"),
     ],

@@ -11,9 +11,9 @@ from llama3_scratch.config import PRESETS, Config
 from llama3_scratch.errors import require
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     loops,
     of_each,
@@ -21,10 +21,6 @@ from llama3_scratch.exercises.frame import (
 from llama3_scratch.model import feed_forward, rms_norm
 
 silu = functional.silu
-
-
-def _agree(found, expected):
-    return difference(found, expected) is None
 
 
 # --- F from params.json ---------------------------------------------------------------------------
@@ -132,7 +128,7 @@ def _nothing_at_gate_zero(answer, x, w1, w3, w2, j):
 
 
 def _is_linear_in_up(answer, x, w1, w3, w2, j):
-    return _agree(answer(x, w1, 2 * w3, w2, j), 2 * answer(x, w1, w3, w2, j))
+    return agree(answer(x, w1, 2 * w3, w2, j), 2 * answer(x, w1, w3, w2, j))
 
 
 def _one_gives_silu(answer, x, w1, w3, w2, j):
@@ -140,7 +136,7 @@ def _one_gives_silu(answer, x, w1, w3, w2, j):
     one = torch.ones_like(x[:, :1])
     weights = [torch.ones_like(w[:, :1]) for w in (w1, w3)]
     found = answer(one, *weights, torch.ones_like(w2[:1]), j)
-    return _agree(found, silu(one))
+    return agree(found, silu(one))
 
 
 def _whole_products(tree):
@@ -269,28 +265,26 @@ def _with_factor(factor, *names):
 def _stream_stays(answer, stream, change, weights, eps):
     """A feed-forward that writes zeros must leave the stream with the change as it is."""
     silent = _with_factor(0, "feed_forward.w2")(stream, change, weights, eps)
-    return _agree(answer(*silent), stream + change)
+    return agree(answer(*silent), stream + change)
 
 
 def _only_the_sum_counts(answer, stream, change, weights, eps):
     moved = answer(stream + 2 * change, -change, weights, eps)
-    return _agree(moved, answer(stream, change, weights, eps))
+    return agree(moved, answer(stream, change, weights, eps))
 
 
 def _has_no_other_norm(answer, *case):
-    return _agree(answer(*_with_factor(2, "attention_norm")(*case)), answer(*case))
+    return agree(answer(*_with_factor(2, "attention_norm")(*case)), answer(*case))
 
 
 def _has_effect_of_norm(answer, *case):
     """Twice the norm's weight has the effect of twice w1 and w3."""
     by_weights = _with_factor(2, "feed_forward.w1", "feed_forward.w3")(*case)
-    return _agree(answer(*_with_factor(2, "ffn_norm")(*case)), answer(*by_weights))
+    return agree(answer(*_with_factor(2, "ffn_norm")(*case)), answer(*by_weights))
 
 
 def _has_effect_of_eps(answer, stream, change, weights, eps):
-    return not _agree(
-        answer(stream, change, weights, eps + 1), answer(stream, change, weights, eps)
-    )
+    return not agree(answer(stream, change, weights, eps + 1), answer(stream, change, weights, eps))
 
 
 second_half = Exercise(
@@ -414,14 +408,14 @@ def _is_the_same(change):
 
     def holds(answer, x):
         changed, factor = change(x)
-        return _agree(_computed(answer, changed), factor * _computed(answer, x))
+        return agree(_computed(answer, changed), factor * _computed(answer, x))
 
     return answer_property(holds)
 
 
 def _large_as_small(answer, given, cases):
     """Whether the largest numbers are as right as the others, if those are right."""
-    right = [_agree(found[:, 0], x.prod(-1)) for found, (x,) in zip(given, cases, strict=True)]
+    right = [agree(found[:, 0], x.prod(-1)) for found, (x,) in zip(given, cases, strict=True)]
     return right[-1] or not all(right[:-1])
 
 
@@ -498,13 +492,13 @@ _break_even = _flops()
 def _counts_three_matrices(answer, c):
     """How the result depends on F alone."""
     wider = replace(c, ffn_dim_multiplier=2 * (c.ffn_dim_multiplier or 1))
-    return _agree(answer(wider) - answer(c), 1.5 * (wider.ffn_dim - c.ffn_dim))
+    return agree(answer(wider) - answer(c), 1.5 * (wider.ffn_dim - c.ffn_dim))
 
 
 def _counts_shared_heads(answer, c):
     """How the result depends on K alone."""
     one = replace(c, n_kv_heads=1)
-    return _agree(float(answer(one) - answer(c)), float((c.n_kv_heads - 1) * c.head_dim))
+    return agree(float(answer(one) - answer(c)), float((c.n_kv_heads - 1) * c.head_dim))
 
 
 def _counts_no_others(answer, c):
@@ -558,7 +552,7 @@ break_even = Exercise(
         (answer_property(_counts_shared_heads),
          "the part of wk and wv is not right: two matrices with D·K·H entries, 2 FLOPs each for "
          "every token. Divided by 4·D that makes K·H."),
-        (of_each(lambda found, c: _agree(found, float(_break_even(c)))),
+        (of_each(lambda found, c: agree(found, float(_break_even(c)))),
          "the part of wq and wo is not right: two matrices with D·D entries, 2 FLOPs each for "
          "every token. Divided by 4·D that makes D, and attention's parts are subtracted."),
     ],

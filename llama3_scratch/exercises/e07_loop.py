@@ -9,9 +9,9 @@ import torch
 from llama3_scratch.config import Config, weight_shapes
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     of_each,
 )
@@ -27,10 +27,6 @@ from llama3_scratch.model import (
 
 TINY = Config(4, 1, 2, 1, 5, 3, 0.05, 500000.0, 0.3)  # D, L, N, K, V; F = 3
 SMALL = Config(24, 3, 6, 2, 101, 7, 0.02, 500000.0, 1.3)  # all sizes differ from one another
-
-
-def _agree(found, expected):
-    return difference(found, expected) is None
 
 
 # --- The layer of 2017 ----------------------------------------------------------------------------
@@ -126,7 +122,7 @@ def _right_without(*names):
 
     def holds(answer, x, w, r, m, c):
         silent = w | {name: torch.zeros_like(w[name]) for name in names}
-        return _agree(answer(x, silent, r, m, c), _post_norm(x, silent, r, m, c))
+        return agree(answer(x, silent, r, m, c), _post_norm(x, silent, r, m, c))
 
     return answer_property(holds)
 

@@ -10,18 +10,13 @@ import torch
 
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     of_each,
 )
 from llama3_scratch.model import causal_mask
-
-
-def _agree(found, expected):
-    return difference(found, expected) is None
-
 
 # --- Min-p ----------------------------------------------------------------------------------------
 
@@ -71,7 +66,7 @@ def _top_p(logits, share):
 
 def _in_proportion(found, logits, share):
     p = logits.softmax(-1) * (found != 0)
-    return _agree(found, p / p.sum())
+    return agree(found, p / p.sum())
 
 
 min_p = Exercise(
@@ -116,7 +111,7 @@ min_p = Exercise(
         (of_each(lambda found, logits, share: abs(float(found.sum()) - 1) < 1e-4),
          "the result does not add up to 1. Divide the probabilities that are left by their sum, at "
          "the end."),
-        (of_each(lambda found, logits, share: _agree(found != 0, _stay(logits, share))),
+        (of_each(lambda found, logits, share: agree(found != 0, _stay(logits, share))),
          "the wrong tokens stay. A token stays if its probability is at least `min_p` times the "
          "largest one; all others get exactly 0."),
         (of_each(_in_proportion),
@@ -167,17 +162,17 @@ def _logits_of(text, found, logits, sign):
 
 def _divided(found, logits, text, penalty):
     new, old = _logits_of(text, found, logits, 1)
-    return _agree(new, old / penalty)
+    return agree(new, old / penalty)
 
 
 def _multiplied(found, logits, text, penalty):
     new, old = _logits_of(text, found, logits, -1)
-    return _agree(new, old * penalty)
+    return agree(new, old * penalty)
 
 
 def _others_stay(found, logits, text, penalty):
     others = [token for token in range(len(logits)) if token not in text]
-    return _agree(found[others], logits[others])
+    return agree(found[others], logits[others])
 
 
 penalise = Exercise(

@@ -9,18 +9,13 @@ import torch
 from llama3_scratch.config import PRESETS, Config, weight_shapes
 from llama3_scratch.exercises.frame import (
     Exercise,
+    agree,
     answer_property,
     cases_of,
-    difference,
     drawn,
     loops,
     of_each,
 )
-
-
-def _agree(found, expected):
-    return difference(found, expected) is None
-
 
 # --- How many bytes -------------------------------------------------------------------------------
 
@@ -103,15 +98,15 @@ n_bytes = Exercise(
          "the weights are missing; this is the cache."),
     ],
     properties=[
-        (answer_property(lambda answer, c, n, size: _agree(
+        (answer_property(lambda answer, c, n, size: agree(
             answer(c, n, 6 * size), 6 * answer(c, n, size))),
          "numbers of 6 times the size do not take 6 times as many bytes. All numbers, in the "
          "weights and in the cache, take `size` bytes each."),
-        (answer_property(lambda answer, c, n, size: _agree(
+        (answer_property(lambda answer, c, n, size: agree(
             answer(c, 0, size), c.n_parameters * size)),
          "what the weights take is not right: with 0 positions the result should be "
          "`config.n_parameters` times `size`."),
-        (answer_property(lambda answer, c, n, size: _agree(
+        (answer_property(lambda answer, c, n, size: agree(
             answer(c, n + 1000, size) - answer(c, n, size), 1000 * _cache(c, 1) * size)),
          "what a position takes is not right: a key and a value, of H numbers each, for each of "
          "the K key/value heads, in each of the L layers."),
@@ -180,7 +175,7 @@ def _in_turn(name, parts):
 
 
 def _first_comes_first(found, name, parts):
-    return _agree(found[tuple(slice(n) for n in parts[0].shape)], parts[0])
+    return agree(found[tuple(slice(n) for n in parts[0].shape)], parts[0])
 
 
 join_shards = Exercise(
@@ -235,12 +230,12 @@ join_shards = Exercise(
          "only the first two slices are joined. There may be more."),
     ],
     properties=[
-        (of_each(lambda found, name, parts: parts[0].dim() == 2 or _agree(found, parts[0])),
+        (of_each(lambda found, name, parts: parts[0].dim() == 2 or agree(found, parts[0])),
          "a norm's weight is not what each file has: the whole vector. Take that of one file."),
         (of_each(_first_comes_first),
          "the first file's slice is not at the beginning, its rows and columns as they were. Join "
          "the slices in the order of the files."),
-        (of_each(lambda found, name, parts: parts[0].dim() == 1 or _agree(
+        (of_each(lambda found, name, parts: parts[0].dim() == 1 or agree(
             found.flatten().sort().values, torch.cat(parts).flatten().sort().values)),
          "some numbers are missing or there twice. Every number of every slice has one place in "
          "the whole tensor."),
@@ -406,7 +401,7 @@ def _sorted_rows(weight):
 def _own_rows(found, weight, H):
     """Whether each head still has its own rows, in any order."""
     pairs = zip(found.split(H), weight.split(H), strict=True)
-    return all(_agree(_sorted_rows(mine), _sorted_rows(head)) for mine, head in pairs)
+    return all(agree(_sorted_rows(mine), _sorted_rows(head)) for mine, head in pairs)
 
 
 unpermute = Exercise(
@@ -433,14 +428,14 @@ unpermute = Exercise(
          "the result has three or more dimensions. Flatten the first ones: [heads * H, D]."),
     ],
     properties=[
-        (of_each(lambda found, w, H: _agree(_sorted_rows(found), _sorted_rows(w))),
+        (of_each(lambda found, w, H: agree(_sorted_rows(found), _sorted_rows(w))),
          "the rows are not those of the matrix: each of them, as it is, has one place in the "
          "result."),
         (of_each(_own_rows),
          "a head has rows of another. Rows H * n to H * n + H - 1 are head n, before and after."),
-        (of_each(lambda found, w, H: _agree(found[::H], w[::H])),
+        (of_each(lambda found, w, H: agree(found[::H], w[::H])),
          "the first row of a head should stay its first row: it is number 0 of the first half."),
-        (of_each(lambda found, w, H: _agree(found[1::H], w[H // 2 :: H])),
+        (of_each(lambda found, w, H: agree(found[1::H], w[H // 2 :: H])),
          "row 1 of a head should be what was its row P, the first of its second half: the two "
          "halves alternate."),
     ],

@@ -30,6 +30,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from llama3_scratch.errors import first_line
+
 SECONDS = 5.0  # that an answer may take for one case
 EMPTY = "it returned None. Write the body in place of `...`, with a return."
 
@@ -104,11 +106,11 @@ class Exercise:
                     "loop change what its condition tests?"
                 )
             except Exception as error:  # whatever the reader's code raises is to be told
-                text = f"Not yet: for {name} it raised {type(error).__name__}: {_first(error)}"
+                text = f"Not yet: for {name} it raised {type(error).__name__}: {first_line(error)}"
                 return text + _line_of(answer, error)
             if result is None:
                 return f"Not yet: {_why_none(answer, name)}"
-            if not all(difference(a, b) is None for a, b in zip(mine, case, strict=True)):
+            if not all(map(agree, mine, case)):
                 return "Not yet: it changes its arguments. Make new ones (no `+=`, no `x[i] =`)."
             given.append(_taken(result))
         expected = self.results(self.right, cases)
@@ -215,6 +217,11 @@ def loops(tree):
 
 
 # --- Comparison -----------------------------------------------------------------------------------
+
+
+def agree(found, expected):
+    """Whether two results agree, as `difference` compares them."""
+    return difference(found, expected) is None
 
 
 def difference(found, expected, dtype=False):
@@ -328,10 +335,6 @@ def shown(value, width=70):
         return text
     short = textwrap.shorten(text, width, placeholder=" ...")
     return short if short != "..." else f"{text[:width]}..."
-
-
-def _first(error):
-    return str(error).strip().split("\n")[0][:200]
 
 
 def _line_of(answer, error):
