@@ -11,7 +11,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab run test test-real notebooks playground images site serve tiny tiny-quick lint format clean
+.PHONY: help lab workbook run test test-real notebooks playground images site serve tiny tiny-quick lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ help:  ## this list
 lab: $(VENV)/.notebooks  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. \
 	    --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb $(LAB_FLAGS)
+
+workbook: $(VENV)/.notebooks  ## blank copies of the notebooks to work in; NB=03 starts one again
+	$(BIN)/python -m llama3_scratch.exercises.workbook $(NB)
 
 run: $(VENV)/.package  ## the prompt, its tokens, the shapes and the next tokens, without a browser
 	@$(BIN)/python -m llama3_scratch

@@ -3,7 +3,7 @@
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from llama3_scratch.cache import Cache
 from llama3_scratch.errors import InputError, require, whole
@@ -19,7 +19,7 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):
     sampling, Holtzman et al. 2019, arXiv:1904.09751, cut as in Meta's `sample_top_p`).
     """
     below_best = logits - logits.amax(-1, keepdim=True)  # at most 0, so exp cannot overflow
-    probabilities = F.softmax((below_best / temperature).nan_to_num(nan=0.0), dim=-1)
+    probabilities = functional.softmax((below_best / temperature).nan_to_num(nan=0.0), dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[..., top_k:] = 0

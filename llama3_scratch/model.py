@@ -8,7 +8,7 @@ every bit. Each name is assigned once per function (except `stream`), so `watch`
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 
 def linear(x, weight):
@@ -84,7 +84,7 @@ def attend(query, keys, values, mask):
     products = query.transpose(-3, -2) @ keys_read.transpose(-2, -1)  # [..., N, T, S]
     scores = products / math.sqrt(query.shape[-1])  # [..., N, T, S]
     masked = scores + mask.type_as(scores)  # [..., N, T, S]
-    probabilities = F.softmax(masked.float(), dim=-1).type_as(query)  # [..., N, T, S]
+    probabilities = functional.softmax(masked.float(), dim=-1).type_as(query)  # [..., N, T, S]
     return (probabilities @ values_read).transpose(-3, -2)
 
 
@@ -103,7 +103,7 @@ def attention(x, weights, rotations, mask, config, cache=None, attend=attend):
 
 def feed_forward(x, weights):
     """[..., T, D], one layer's weights -> [..., T, D]. SwiGLU: Shazeer 2020, arXiv:2002.05202."""
-    gate = F.silu(linear(x, weights["feed_forward.w1.weight"]))  # [..., T, F]
+    gate = functional.silu(linear(x, weights["feed_forward.w1.weight"]))  # [..., T, F]
     up = linear(x, weights["feed_forward.w3.weight"])  # [..., T, F]
     return linear(gate * up, weights["feed_forward.w2.weight"])
 

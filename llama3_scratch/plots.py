@@ -9,6 +9,7 @@ import io
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import PIL.Image
 import torch
 from IPython.display import Image
@@ -44,7 +45,40 @@ def show(figure, alt) -> Image:
     few_colours = PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
     few_colours.save(data, format="png", optimize=True)  # a third of the bytes
     width = round(figure.get_figwidth() * 84)
-    return Image(data.getvalue(), format="png", width=width, alt=alt)
+    picture = Picture(data.getvalue(), format="png", width=width, alt=alt)
+    picture.text = drawn_values(figure)
+    return picture
+
+
+class Picture(Image):
+    """An image whose text form, which nbval compares, says what was drawn."""
+
+    def __repr__(self):
+        return self.text
+
+
+def drawn_values(figure) -> str:
+    """What a figure draws, by kind: how many, their size, the least and largest value, the mean."""
+    drawn = {"line": [], "bars": [], "grid": []}
+    for axes in figure.axes:
+        if axes.get_label() != "<colorbar>":
+            grids = (each.get_array() for each in (*axes.images, *axes.collections))
+            drawn["line"] += [line.get_ydata() for line in axes.lines]
+            drawn["bars"] += [each.datavalues for each in axes.containers if len(each)]
+            drawn["grid"] += [np.ma.filled(each, np.nan) for each in grids if each is not None]
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    parts = [_summed_up(kind, drawn[kind]) for kind in drawn if drawn[kind]]
+    parts += [f"{len(words)} words, the first {words[0]!r}"] if words else []
+    return f"picture: {'; '.join(parts)}"
+
+
+def _summed_up(kind, arrays):
+    numbers = np.concatenate([np.ravel(each).astype(float) for each in arrays])
+    known = numbers[np.isfinite(numbers)]
+    ends = known.min(initial=np.inf), known.max(initial=-np.inf), known.mean() if len(known) else 0
+    least, largest, mean = (f"{x:.2f}" if abs(x) < 10000 else f"{x:.2e}" for x in ends)
+    size = "x".join(map(str, np.shape(arrays[0])))
+    return f"{len(arrays)} {kind} of {size}: {least} to {largest}, mean {mean}"
 
 
 def _listed(values):
@@ -108,7 +142,7 @@ def attention_heatmap(matrix, labels, title="", bar="probability", axes=None) ->
             axes = plt.figure(figsize=(side + 0.6, side), layout="constrained").subplots()
         image = axes.imshow(
             matrix.where(matrix.isfinite(), float("nan")),
-            cmap=_FROM_WHITE if limits == (0, 1) else "viridis", vmin=limits[0], vmax=limits[1],
+            cmap=_FROM_WHITE if limits == (0, 1) else "viridis_r", vmin=limits[0], vmax=limits[1],
         )  # fmt: skip
         axes.set_xticks(range(len(labels)), marked, rotation=90, parse_math=False)
         axes.set_yticks(range(len(labels)), marked, parse_math=False)

@@ -9,7 +9,7 @@ against the gradient.
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from llama3_scratch.checkpoint.random import random_weights
 from llama3_scratch.model import forward
@@ -33,7 +33,7 @@ def pad(rows):
 def loss_of(weights, inputs, targets, config):
     """Weights, [R, T], [R, T] -> the mean of -ln(probability of the target), in nats per token."""
     logits = forward(weights, inputs, config, attend=attend_fused)  # [R, T, V]
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
 def start_weights(config, seed):

@@ -9,7 +9,7 @@ import regex
 from llama3_scratch.exercises.frame import (
     Exercise,
     answer_property,
-    cases_of,
+    desk,
     of_each,
     uses,
 )
@@ -639,4 +639,4 @@ chat = Exercise(
 )  # fmt: skip
 
 
-case = cases_of(globals())
+case, hint, lent, progress, status = desk(globals())

@@ -9,7 +9,7 @@ from llama3_scratch.exercises.frame import (
     Exercise,
     agree,
     answer_property,
-    cases_of,
+    desk,
     drawn,
     of_each,
     uses,
@@ -392,4 +392,4 @@ previous_token_head = Exercise(
 )  # fmt: skip
 
 
-case = cases_of(globals())
+case, hint, lent, progress, status = desk(globals())

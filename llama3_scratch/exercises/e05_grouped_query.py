@@ -7,7 +7,7 @@ from llama3_scratch.exercises.frame import (
     Exercise,
     agree,
     answer_property,
-    cases_of,
+    desk,
     drawn,
     of_each,
 )
@@ -362,4 +362,4 @@ pool_heads = Exercise(
 )  # fmt: skip
 
 
-case = cases_of(globals())
+case, hint, lent, progress, status = desk(globals())

@@ -13,7 +13,7 @@ from llama3_scratch.exercises.frame import (
     Exercise,
     agree,
     answer_property,
-    cases_of,
+    desk,
     drawn,
     loops,
     of_each,
@@ -559,4 +559,4 @@ break_even = Exercise(
 )  # fmt: skip
 
 
-case = cases_of(globals())
+case, hint, lent, progress, status = desk(globals())

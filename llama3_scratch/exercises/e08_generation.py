@@ -12,7 +12,7 @@ from llama3_scratch.exercises.frame import (
     Exercise,
     agree,
     answer_property,
-    cases_of,
+    desk,
     drawn,
     of_each,
 )
@@ -652,4 +652,4 @@ beam_search = Exercise(
 )  # fmt: skip
 
 
-case = cases_of(globals())
+case, hint, lent, progress, status = desk(globals())

@@ -11,7 +11,7 @@ from llama3_scratch.exercises.frame import (
     Exercise,
     agree,
     answer_property,
-    cases_of,
+    desk,
     drawn,
     loops,
     of_each,
@@ -517,4 +517,4 @@ token_bytes = Exercise(
 )  # fmt: skip
 
 
-case = cases_of(globals())
+case, hint, lent, progress, status = desk(globals())

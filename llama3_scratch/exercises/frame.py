@@ -24,13 +24,14 @@ import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from llama3_scratch.errors import first_line
+from llama3_scratch.exercises import workbook
 
 SECONDS = 5.0  # that an answer may take for one case
 EMPTY = "it returned None. Write the body in place of `...`, with a return."
@@ -65,7 +66,9 @@ class Exercise:
         still told one. See `of_each`, and `answer_property` for those that need the answer itself.
     but: (function of the answer's syntax tree -> whether it breaks a restriction of the text, what
         to say), checked when the results are right. See `uses`, `loops`.
+    hints: two of them, neither of which gives the answer away.
     run: (answer, *case) -> the result to compare, if that is not `answer(*case)`.
+    name, number, key: for example rms_norm, 2.1 and e02_rmsnorm.rms_norm; see `desk`.
     dtype: whether a tensor's dtype is part of the question; else float32 and float64 are as good.
     """
 
@@ -76,14 +79,24 @@ class Exercise:
     properties: Sequence[tuple[Callable, str]] = ()
     but: Sequence[tuple[Callable, str]] = ()
     run: Callable = lambda answer, *case: answer(*case)
+    hints: Sequence[str] = ()
     dtype: bool = False
+    name: str = field(default="", init=False)
+    number: str = field(default="", init=False)
+    key: str = field(default="", init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "__doc__", self.about)
 
     def __call__(self, answer):
-        """Print whether the answer is right, and if not, which mistake it probably is."""
-        print(self.verdict(answer))
+        """Print whether the answer is right, and if not, which mistake it probably is.
+
+        In a workbook a right answer is kept.
+        """
+        verdict = self.verdict(answer)
+        print(verdict)
+        if self.key and verdict.startswith("Right:"):
+            workbook.keep(self.key, answer)
 
     def case(self, i=0):
         """Return Case(arguments, expected) number i; case 0 is small enough to redo by hand."""
@@ -174,14 +187,31 @@ class Exercise:
         return None
 
 
-def cases_of(module):
-    """A module's names -> its function `case(name, i)`, for `check.case("mask", 0)`."""
+def desk(module):
+    """A module's names -> its functions `case`, `hint`, `lent`, `progress` and `status`.
+
+    Its exercises get their numbers (7.1, 7.2, ...) in the order in which the module defines them.
+    """
+    chapter = module["__name__"].rpartition(".")[2]
+    exercises = {name: each for name, each in module.items() if isinstance(each, Exercise)}
+    for i, (name, exercise) in enumerate(exercises.items(), start=1):
+        object.__setattr__(exercise, "name", name)
+        object.__setattr__(exercise, "key", f"{chapter}.{name}")
+        object.__setattr__(exercise, "number", f"{int(chapter[1:3])}.{i}")
 
     def case(name, i=0):
         """Return an exercise's input number i and the right result: Case(arguments, expected)."""
-        return module[name].case(i)
+        return exercises[name].case(i)
 
-    return case
+    def hint(name, i=1):
+        """Print hint number i of an exercise: 1 or 2."""
+        print(exercises[name].hints[i - 1])
+
+    def status():
+        """Print this notebook's exercises, and which of them are passed in this workbook."""
+        workbook.print_status(exercises.values())
+
+    return case, hint, workbook.lent, workbook.progress, status
 
 
 # --- Properties and restrictions ------------------------------------------------------------------

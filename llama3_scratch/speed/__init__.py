@@ -1,6 +1,6 @@
 """Faster functions for the core's two seams."""
 
-import torch.nn.functional as F
+from torch.nn import functional
 
 
 def attend_fused(query, keys, values, mask):
@@ -18,5 +18,5 @@ def attend_fused(query, keys, values, mask):
         for x in (grouped.flatten(-3, -2), keys.transpose(-3, -2), values.transpose(-3, -2))
     )
     group_mask = mask.type_as(query).repeat(grouped.shape[-3], 1)  # [G*T, S]
-    outputs = F.scaled_dot_product_attention(q, k, v, group_mask).view(grouped.shape)
+    outputs = functional.scaled_dot_product_attention(q, k, v, group_mask).view(grouped.shape)
     return outputs.movedim(-2, -4).flatten(-3, -2)

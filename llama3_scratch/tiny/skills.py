@@ -27,7 +27,7 @@ from random import Random
 from statistics import fmean
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from llama3_scratch import PROMPT, InputError, load
 from llama3_scratch.errors import require
@@ -72,7 +72,7 @@ def read(model, rows, batch=64):
         some = order[at : at + batch]
         inputs, targets = pad([rows[i] for i in some])
         logits = forward(weights, inputs, config, attend=attend_fused).transpose(1, 2)  # [R, V, T]
-        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        losses = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
         hits = logits.argmax(1) == targets
         for i, loss, hit in zip(some, losses, hits, strict=True):
             results[i] = loss[: len(rows[i]) - 1], hit[: len(rows[i]) - 1]

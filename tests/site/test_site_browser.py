@@ -1,11 +1,7 @@
 """The site in a real browser, opened from disk: every page, desktop and phone, light and dark."""
 
-import functools
 import json
-import math
 import re
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from browsing import (
@@ -26,7 +22,6 @@ PAGES = [
     "changelog", "playground/index", *(f"notebooks/{path.stem}" for path in NOTEBOOKS),
 ]  # fmt: skip
 FRAME_SEEN_ON = ("index", "search", "playground/index", f"notebooks/{NOTEBOOKS[0].stem}")
-SLOWEST_PAINT, SLOW_DOWN = 1500, 4  # milliseconds, and by how much slower the machine is
 BAD = """<!doctype html><html lang="en"><title>bad</title><main><h1>Bad</h1>
   <p style="color: #999; background: #fff">pale</p><div style="width: 2000px">wide</div>
   <img src="none.png"><script>console.error("loud"); fetch("https://example.com/x")</script>"""
@@ -41,21 +36,6 @@ def site(tmp_path_factory):
 def browser(site):
     with chromium() as browser:
         yield browser
-
-
-@pytest.fixture(scope="module")
-def served(site):
-    """The address of a server on localhost that serves the site."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(site))
-    with ThreadingHTTPServer(("localhost", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://localhost:{server.server_port}"
-        server.shutdown()
 
 
 @pytest.fixture
@@ -223,41 +203,3 @@ def test_the_playground_links_back_to_the_book(visit, site):
                      if path.stem[:2] in ("01", "04", "05", "07", "08", "11")}  # fmt: skip
     visit.locator("nav a").first.click()
     visit.wait_for_url((site / "index.html").as_uri())
-
-
-def work(browser, url):
-    """-> (milliseconds of processor time that a page's thread takes to show it, its largest paint).
-
-    Processor time, because other tests run at the same time and waiting for them does not count. It
-    includes all that the page does after the paint.
-    """
-    with page_of(browser, viewport={"width": 390, "height": 844}) as (page, _):
-        devtools = page.context.new_cdp_session(page)
-        devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
-        page.goto(url)
-        paint = page.evaluate("""new Promise((done) => new PerformanceObserver((list) =>
-          done(list.getEntries().at(-1).startTime)).observe(
-          { type: "largest-contentful-paint", buffered: true }))""")
-        metrics = devtools.send("Performance.getMetrics")["metrics"]
-    return 1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration"), paint
-
-
-@pytest.mark.parametrize("name", ["index", f"notebooks/{NOTEBOOKS[3].stem}", "playground/index"])
-def test_the_largest_paint_comes_soon_on_a_slow_machine(browser, served, name):
-    """On a machine that is four times slower than this one."""
-    busy, paint = math.inf, math.inf
-    for _ in range(9):  # other work on the machine only adds to the times: the least one counts
-        busy, paint = map(min, (busy, paint), work(browser, f"{served}/{name}.html"))
-        if SLOW_DOWN * busy < SLOWEST_PAINT:
-            break
-    print(f"\n{name}: largest paint after {paint:.0f} ms, of which work at most {busy:.0f}")
-    assert SLOW_DOWN * busy < SLOWEST_PAINT
-
-
-def test_much_work_before_the_paint_is_noticed(browser, tmp_path):
-    """The control."""
-    (tmp_path / "late.html").write_text(
-        "<script>let x = 1; for (let i = 0; i < 2e8; i++) x = (x * 5) | 0;</script><p>late</p>"
-    )
-    busy, _ = work(browser, (tmp_path / "late.html").as_uri())
-    assert SLOW_DOWN * busy > SLOWEST_PAINT
