@@ -2,8 +2,10 @@
 
 import argparse
 import itertools
+import math
 import sys
 import textwrap
+import time
 
 from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
 from llama3_scratch.chat import chat
@@ -11,9 +13,11 @@ from llama3_scratch.checkpoint import memory
 from llama3_scratch.checkpoint.lazy import DTYPES
 from llama3_scratch.checkpoint.source import open_checkpoint
 from llama3_scratch.checkpoint.verify import checks
+from llama3_scratch.generate import chunk_size
 from llama3_scratch.watch import progress
 
 LARGE = 500_000_000  # above this many parameters the memory plan is printed
+SHOWN = 100  # tokens of a prompt that are printed
 CHAT_ROOM = 256  # tokens of questions and answers that a chat's memory plan allows for
 WATCHED = model.forward, model.block, model.attention
 INDENT = {"initial_indent": "  ", "subsequent_indent": "  ", "break_long_words": False}
@@ -30,8 +34,8 @@ ABOUT = {  # command: (what --help says first, and last)
         "prompt, put -- before it.",
     ),
     "chat": (
-        "Talk with an Instruct model: each line is a message; its answer appears as it is "
-        "generated. Ctrl-C stops an answer, Ctrl-D (on Windows Ctrl-Z and Enter) the program. "
+        "Talk with an Instruct model: each line is a message, and a line that ends with a backslash "
+        "continues on the next; the answer appears as it is generated. Ctrl-C stops an answer, Ctrl-D (on Windows Ctrl-Z and Enter) the program. "
         "When the conversation outgrows the model's context, the oldest turns are dropped, with a "
         "notice.",
         WHERE + "The files do not say whether the weights are an Instruct model's; other models, "
@@ -75,8 +79,10 @@ def parser(command=""):
 
 
 def print_tokens(tokens, config, tokenizer):
-    """Print the model's size and the prompt's tokens with their ids."""
-    pieces = [f"{tokenizer.decode([token])!r} {token}".replace(" ", "\0") for token in tokens]
+    """Print the model's size and the prompt's first tokens with their ids."""
+    shown = tokens[:SHOWN]
+    pieces = [f"{tokenizer.decode([token])!r} {token}".replace(" ", "\0") for token in shown]
+    pieces += ["..."] if len(tokens) > SHOWN else []
     print(f"{config.n_parameters:,} parameters in {config.n_layers} layers\n\n{len(tokens)} tokens")
     print(textwrap.fill("  ".join(pieces), 96, **INDENT).replace("\0", " "), flush=True)
 
@@ -110,7 +116,8 @@ def loaded(args, stored, tokens):
     """
     device, config = memory.usable(args.device), stored.config
     dtype = DTYPES.get(args.dtype) or stored.weights["norm.weight"].dtype
-    plan = memory.plan(config, dtype, device, tokens, tokens + args.max_new, stored.weights)
+    together = min(tokens, chunk_size(tokens, config))
+    plan = memory.plan(config, dtype, device, together, tokens + args.max_new, stored.weights)
     if config.n_parameters > LARGE:
         print(plan, end="\n\n", file=sys.stderr, flush=True)
     return load(stored, dtype, device, plan)
@@ -120,12 +127,15 @@ def run(args):
     """Run the prompt through the model and continue it. Raises `InputError`."""
     stored = open_checkpoint(args.checkpoint)
     tokens = stored.tokenizer.encode(args.prompt)
-    weights, config, tokenizer = loaded(args, stored, len(tokens))
-    with progress(config.n_layers) as attend, watch(*WATCHED) as seen:
+    weights, config, tokenizer = loaded(args, stored, max(1, len(tokens)))
+    passes = math.ceil(len(tokens) / chunk_size(max(1, len(tokens)), config))
+    watched = WATCHED if passes == 1 else ()  # what is watched stays in memory
+    with progress(passes * config.n_layers) as attend, watch(*watched) as seen:
         new = generate(
             weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
             seed=args.seed, stop=tokenizer.stop_ids, attend=attend,
         )  # fmt: skip
+        new = _timed(new, times := [time.perf_counter()])
         print_tokens(tokens, config, tokenizer)
         first = list(itertools.islice(new, 1))
     if seen:
@@ -135,6 +145,23 @@ def run(args):
     for text in tokenizer.stream(itertools.chain(first, new)):
         print(text, end="", flush=True)
     print()
+    if len(times) > 1:
+        print(f"({_speed(len(tokens), *times)})", file=sys.stderr)
+
+
+def _timed(new, times):
+    """Yield new tokens, noting the time of each."""
+    for token in new:
+        times.append(time.perf_counter())
+        yield token
+
+
+def _speed(n_prompt, began, first, *later):
+    """Tokens, and the times at the start, at the first new token, at the others -> a line of text."""
+    parts = [("prompt", n_prompt, first - began)]
+    parts += [("then", len(later), later[-1] - first)] if later else []
+    return "; ".join(f"{what}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} per second"
+                     for what, n, seconds in parts)  # fmt: skip
 
 
 def run_chat(args):

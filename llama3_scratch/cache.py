@@ -29,6 +29,15 @@ class Cache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
 
+    def copy(self, config, length, capacity):
+        """Return a new cache with room for `capacity`, which holds this one's first positions."""
+        batch = self.keys.shape[1:-3]
+        new = Cache(config, capacity, batch, self.keys.dtype, self.keys.device)
+        new.keys[..., :length, :] = self.keys[..., :length, :]
+        new.values[..., :length, :] = self.values[..., :length, :]
+        new.length = length
+        return new
+
     def layer(self, i):
         """Return the cache of layer i, as `attention` takes it."""
         return LayerCache(self.keys[i], self.values[i], self.length)

@@ -1,6 +1,7 @@
 """Sampling: choose a token, append it, repeat."""
 
 import math
+from collections import ChainMap
 
 import torch
 from torch.nn import functional
@@ -9,6 +10,9 @@ from llama3_scratch.cache import Cache
 from llama3_scratch.errors import InputError, require, whole
 from llama3_scratch.model import attend as readable_attend
 from llama3_scratch.model import forward
+
+CHUNK = 512  # tokens of a prompt that pass through the model together, at most
+SCORES = 2**25  # attention scores of all heads that are in memory at one time, at most
 
 
 def token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):
@@ -50,16 +54,23 @@ def check_sampling(max_new, temperature=0.0, top_k=None, top_p=1.0, seed=None):
         whole("seed", seed)
 
 
+def chunk_size(n_tokens, config):
+    """Return how many tokens of a prompt pass through the model together; up to 512 at once do."""
+    return max(1, min(CHUNK, SCORES // (config.n_heads * n_tokens)))
+
+
 def generate(
     weights, tokens, config, max_new, *,
-    temperature=0.0, top_k=None, top_p=1.0, seed=None, stop=(), attend=readable_attend,
+    temperature=0.0, top_k=None, top_p=1.0, seed=None, stop=(), attend=readable_attend, cache=None,
 ):  # fmt: skip
     """Weights, the prompt's ids, Config -> a generator of at most `max_new` new ids.
 
-    The whole prompt goes through the model in one pass, then each chosen token alone, with a cache.
-    A token of `stop` (for instance `tokenizer.stop_ids`) ends the text and is not yielded. The same
-    seed gives the same ids on the same machine; None draws a new seed. Raises `InputError` for a
-    bad argument before anything is computed, and for logits that are not finite.
+    The prompt goes through the model in chunks of `chunk_size`, then each chosen token alone, with
+    a cache. A token of `stop` (for instance `tokenizer.stop_ids`) ends the text and is not yielded.
+    The same seed gives the same ids on the same machine; None draws a new seed. cache: one that
+    holds the keys and values of the first `cache.length` tokens (prefix caching), so that only the
+    others are computed; None makes a new one. Raises `InputError` for a bad argument before
+    anything is computed, and for logits that are not finite.
     """
     tokens = [whole("a token", token) for token in tokens]
     V, limit = config.vocab_size, config.context_length
@@ -73,25 +84,38 @@ def generate(
         f"the prompt has {len(tokens)} tokens and max_new is {max_new}: expected at most {limit} "
         "in all, this model's context length.",
     )
+    if cache is None:
+        norm = weights["norm.weight"]
+        cache = Cache(config, max(1, len(tokens) + max_new - 1), (), norm.dtype, norm.device)
+    require(
+        cache.length < len(tokens),
+        f"the cache has {cache.length} positions and the prompt {len(tokens)} tokens: expected a "
+        "cache of fewer, those of the prompt's first tokens.",
+    )
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return _steps(weights, tokens, config, max_new, sampling, seed, set(stop), attend)
+    return _steps(weights, tokens, config, max_new, sampling, seed, set(stop), attend, cache)
 
 
 @torch.inference_mode()
-def _steps(weights, tokens, config, max_new, sampling, seed, stop, attend):
+def _steps(weights, prompt, config, max_new, sampling, seed, stop, attend, cache):
     norm = weights["norm.weight"]
     generator = torch.Generator(norm.device)
     generator.seed() if seed is None else generator.manual_seed(seed)
-    cache = Cache(config, max(1, len(tokens) + max_new - 1), (), norm.dtype, norm.device)
+    without_output = ChainMap({"output.weight": norm.new_zeros(0, config.dim)}, weights)
+    uncached = torch.tensor(prompt[cache.length :], device=norm.device)
+    *chunks, tokens = uncached.split(chunk_size(len(prompt), config))
+    for chunk in chunks if max_new else ():
+        forward(without_output, chunk, config, cache, attend)  # only for its keys and values
     for _ in range(max_new):
-        logits = forward(weights, torch.tensor(tokens, device=norm.device), config, cache, attend)
+        logits = forward(weights, tokens, config, cache, attend)
         if not torch.isfinite(logits[-1]).all():
             raise InputError(
                 f"the logits are not finite. Either they overflow in {norm.dtype} (use a wider "
                 "dtype), or the weights hold NaN or infinity (`python -m llama3_scratch verify "
                 "DIR` names the tensors)."
             )
-        tokens = [choose(logits[-1], **sampling, generator=generator)]
-        if tokens[0] in stop:
+        token = choose(logits[-1], **sampling, generator=generator)
+        if token in stop:
             return
-        yield tokens[0]
+        yield token
+        tokens = torch.tensor([token], device=norm.device)

