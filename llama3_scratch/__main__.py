@@ -34,10 +34,10 @@ ABOUT = {  # command: (what --help says first, and last)
         "prompt, put -- before it.",
     ),
     "chat": (
-        "Talk with an Instruct model: each line is a message, and a line that ends with a backslash "
-        "continues on the next; the answer appears as it is generated. Ctrl-C stops an answer, Ctrl-D (on Windows Ctrl-Z and Enter) the program. "
-        "When the conversation outgrows the model's context, the oldest turns are dropped, with a "
-        "notice.",
+        "Talk with an Instruct model: each line is a message, and a line that ends with a "
+        "backslash continues on the next; the answer appears as it is generated. Ctrl-C stops an "
+        "answer, Ctrl-D (on Windows Ctrl-Z and Enter) the program. When the conversation outgrows "
+        "the model's context, the oldest turns are dropped, with a notice.",
         WHERE + "The files do not say whether the weights are an Instruct model's; other models, "
         "including tiny, do not know the chat format and answer nonsense.",
     ),
@@ -157,7 +157,7 @@ def _timed(new, times):
 
 
 def _speed(n_prompt, began, first, *later):
-    """Tokens, and the times at the start, at the first new token, at the others -> a line of text."""
+    """Tokens; times at the start, at the first new token, at the others -> a line of text."""
     parts = [("prompt", n_prompt, first - began)]
     parts += [("then", len(later), later[-1] - first)] if later else []
     return "; ".join(f"{what}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} per second"
