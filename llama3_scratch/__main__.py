@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import math
+import os
 import sys
 import textwrap
 import time
@@ -188,6 +189,9 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments and arguments[0] in ABOUT else ""
     args = parser(command).parse_args(arguments[1:] if command else arguments)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as for a program without a window
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # not every terminal can show every character
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

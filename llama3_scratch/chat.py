@@ -130,7 +130,7 @@ def chat(
         if len(answer) == max_new and not interrupted:
             _say(f"(cut at {max_new} tokens, see --max-new)")
         turns = [*kept, (question, [*answer, tokenizer.special["<|eot_id|>"]])]
-    if prefix.seen:
+    if prefix.computed < prefix.seen:
         _say(f"(prefix caching: {prefix.seen - prefix.computed} of {prefix.seen} tokens of the "
              "prompts were not computed again)")  # fmt: skip
 

@@ -2,12 +2,13 @@
 
 import math
 from collections import ChainMap
+from collections.abc import Iterable
 
 import torch
 from torch.nn import functional
 
 from llama3_scratch.cache import Cache
-from llama3_scratch.errors import InputError, require, whole
+from llama3_scratch.errors import InputError, require, short, whole
 from llama3_scratch.model import attend as readable_attend
 from llama3_scratch.model import forward
 
@@ -92,8 +93,13 @@ def generate(
         f"the cache has {cache.length} positions and the prompt {len(tokens)} tokens: expected a "
         "cache of fewer, those of the prompt's first tokens.",
     )
+    require(
+        isinstance(stop, Iterable) and not isinstance(stop, str),
+        f"stop is {short(stop)}: expected several ids, for example tokenizer.stop_ids.",
+    )
+    stop = {whole("a stop token", token) for token in stop}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return _steps(weights, tokens, config, max_new, sampling, seed, set(stop), attend, cache)
+    return _steps(weights, tokens, config, max_new, sampling, seed, stop, attend, cache)
 
 
 @torch.inference_mode()

@@ -47,16 +47,21 @@ class Tokenizer:
     '<|begin_of_text|>hello world!'
     """
 
-    def __init__(self, ranks: dict[bytes, int], release: str = "3"):
-        """ranks: {token as bytes: rank}, from 0 without gaps; all 256 bytes must be tokens."""
+    def __init__(self, ranks: dict[bytes, int], release: str = "3", added: Sequence[str] = ()):
+        """ranks: {token as bytes: rank}, from 0 without gaps; all 256 bytes must be tokens.
+
+        added: names of further special tokens, after the 256.
+        """
         require(release in ("3", "3.1"), f"release is {release!r}: expected '3' or '3.1'.")
-        names = special_tokens(release)
-        self.ranks = ranks
+        names = [*special_tokens(release), *added]
+        self.n_added = len(added)
+        self.unused = 0  # ids after the last token: rows of the model that decode to nothing
+        self.ranks, self.release = ranks, release
         self.special = {name: len(ranks) + i for i, name in enumerate(names)}
         self.bos_id = self.special["<|begin_of_text|>"]
         stops = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
         self.stop_ids = frozenset(self.special[name] for name in stops if name in self.special)
-        self.vocab_size = len(ranks) + N_SPECIAL
+        self.vocab_size = len(ranks) + len(names)
         self._tiktoken = tiktoken.Encoding(
             "llama3", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
         )
@@ -134,8 +139,10 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token; those of a special token are its name's."""
-        token, last = whole("a token", token), self.vocab_size - 1
+        token, last = whole("a token", token), self.vocab_size + self.unused - 1
         require(0 <= token <= last, f"there is no token {token}: ids go from 0 to {last}.")
+        if token >= self.vocab_size:
+            return b""
         return self._tiktoken.decode_single_token_bytes(token)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:

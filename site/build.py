@@ -29,8 +29,10 @@ from llama3_scratch import load  # noqa: E402
 
 # The theme's script runs last, so a dark page would start white: the theme is chosen earlier.
 LATE_THEME = 'document.documentElement.dataset.theme = localStorage.getItem("theme") || "auto";'
-EARLY_THEME = """document.documentElement.dataset.theme =
-      { light: "light", dark: "dark" }[localStorage.getItem("mode")]
+EARLY_THEME = """let mode = null;
+      try { mode = localStorage.getItem("mode"); } catch {}  // storage may be denied
+      document.documentElement.dataset.theme =
+      { light: "light", dark: "dark" }[mode]
       || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");"""
 WORD = re.compile(r"[\w-]+")
 PICTURE = re.compile(r'(<a [^>]*>\s*)?(<img\b[^>]*\bsrc="([^"]+)"[^>]*>)')

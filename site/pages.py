@@ -23,8 +23,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CARD = ROOT / "llama3_scratch" / "tiny" / "checkpoint" / "MODEL_CARD.md"
 BIG = "Llama-3-8B"
-PARTS = {"Build it": range(0, 8), "Use it": range(8, 12), "Shrink it": range(12, 16),
-         "Speed it up": range(16, 18)}  # fmt: skip
+PARTS = {"Build it": range(0, 8), "Use it": range(8, 12), "Teach it": range(12, 16),
+         "Shrink it": range(16, 23), "Speed it up": range(23, 25)}  # fmt: skip
 REFERENCE = ("model", "api", "mistakes", "ledger", "glossary", "bibliography", "card", "changelog")
 WORDS_PER_MINUTE, LINES_PER_MINUTE = 200, 20
 NUMBERS = {"five": 5, "ten": 10, "fifteen": 15, "twenty": 20, "twenty-five": 25, "thirty": 30,

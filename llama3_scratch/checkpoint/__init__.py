@@ -10,7 +10,9 @@ import torch
 from llama3_scratch.checkpoint import memory
 from llama3_scratch.checkpoint.lazy import DTYPES
 from llama3_scratch.checkpoint.source import Checkpoint, open_checkpoint
+from llama3_scratch.checkpoint.tokenizers import OtherTokenizer
 from llama3_scratch.errors import require
+from llama3_scratch.tokenizer import Tokenizer
 
 
 def load(directory=None, dtype=None, device=None, plan=None):
@@ -48,20 +50,37 @@ def load(directory=None, dtype=None, device=None, plan=None):
 
 
 def save(directory, weights, config, tokenizer):
-    """Write a checkpoint's three files as Meta does. They get their names when all are complete."""
+    """Write a checkpoint's files as Meta does: the weights, params.json and the tokenizer.
+
+    A tokenizer that is not Llama 3's is written as Hugging Face's tokenizer.json; stop tokens that
+    are not the tokenizer's own go to generation_config.json. The files get their names when all are
+    complete.
+    """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     params = json.dumps(config.to_params(), indent=2) + "\n"
-    ranks = [(base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items()]
-    lines = b"".join(b"%s %d\n" % pair for pair in ranks)
-    names = ("consolidated.00.pth", "tokenizer.model", "params.json")
-    unfinished = [folder / f"{name}.part" for name in names]
+    files = {**_tokenizer_files(tokenizer), "params.json": params.encode()}
+    names = "consolidated.00.pth", *files
     try:
-        torch.save(dict(weights), unfinished[0])
-        unfinished[1].write_bytes(lines)
-        unfinished[2].write_bytes(params.encode())
-        for path, name in zip(unfinished, names, strict=True):
-            os.replace(path, folder / name)
+        torch.save(dict(weights), folder / f"{names[0]}.part")
+        for name, content in files.items():
+            (folder / f"{name}.part").write_bytes(content)
+        for name in names:
+            os.replace(folder / f"{name}.part", folder / name)
     finally:
-        for path in unfinished:
-            path.unlink(missing_ok=True)
+        for name in names:
+            (folder / f"{name}.part").unlink(missing_ok=True)
+
+
+def _tokenizer_files(tokenizer):
+    """{name of a file: its content}"""
+    if isinstance(tokenizer, OtherTokenizer):
+        files, own = {"tokenizer.json": tokenizer.to_json().encode()}, frozenset()
+    else:
+        ranks = [(base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items()]
+        files = {"tokenizer.model": b"".join(b"%s %d\n" % pair for pair in ranks)}
+        own = Tokenizer(tokenizer.ranks, tokenizer.release).stop_ids
+    if tokenizer.stop_ids != own:
+        stops = {"eos_token_id": sorted(tokenizer.stop_ids)}
+        files["generation_config.json"] = json.dumps(stops).encode()
+    return files

@@ -27,6 +27,7 @@ from llama3_scratch.config import (
 from llama3_scratch.errors import InputError, first_line, require, short
 
 SETTINGS, WEIGHTS = "config.json", "*.safetensors*"
+TOKENIZERS = "tokenizer.json", "tokenizer.model"  # the first one that is there is read
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LONGEST_HEADER = 10**7  # bytes; the 405B's 1,138 tensors take under 200,000
 TYPES = ("F32", "F16", "BF16")
@@ -40,9 +41,9 @@ NAMES = {  # Meta's name: Hugging Face's, outside the layers or inside one
     "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
-FIXED = {  # what our forward pass does; another value means another architecture
-    "model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-    "quantization_config": None, "partial_rotary_factor": 1.0,
+FIXED = {  # what our forward pass does, by its names; another value means another architecture
+    "model_type": ("llama",), "hidden_act": ("silu", "swish"), "attention_bias": (False, None),
+    "mlp_bias": (False, None), "quantization_config": (None,), "partial_rotary_factor": (1.0, None),
 }  # fmt: skip
 
 
@@ -54,13 +55,14 @@ def read_config(folder):
     path = Path(folder) / SETTINGS
     params = read_json(path)
     rope = {"rope_theta": params.get("rope_theta", 10000.0)}
-    for key in ("rope_scaling", "rope_parameters"):  # transformers up to 4, and from 5 on
-        entry = params.get(key) or {}
-        require(isinstance(entry, dict), f"{path}: {key} is {short(entry)}: expected an object.")
-        rope |= entry
+    # Transformers up to 4 writes the first, from 5 on the second; it reads the first if both exist.
+    key = "rope_scaling" if params.get("rope_scaling") else "rope_parameters"
+    entry = params.get(key) or {}
+    require(isinstance(entry, dict), f"{path}: {key} is {short(entry)}: expected an object.")
+    rope |= entry
     kind, said = rope.get("rope_type", rope.get("type", "default")), rope | params
-    faults = [f"\n  {key} is {short(said[key])}: expected {right!r}"
-              for key, right in FIXED.items() if said.get(key, right) != right]  # fmt: skip
+    faults = [f"\n  {key} is {short(said[key])}: expected {right[0]!r}"
+              for key, right in FIXED.items() if said.get(key, right[0]) not in right]  # fmt: skip
     found = params.get("architectures") or ["LlamaForCausalLM"]
     if not isinstance(found, list) or "LlamaForCausalLM" not in found:
         faults.append(f"\n  architectures is {short(found)}: expected ['LlamaForCausalLM']")
@@ -146,7 +148,8 @@ def _found(folder, config):
             if not name.endswith("rotary_emb.inv_freq"):  # old files have it; ours is computed
                 # A tensor under Meta's own name may have Meta's row order: it is unexpected, too.
                 found[names.get(name, f"{name} of {file}")] = tensor
-    missing = [short(name) for name in listed if name not in where]
+    unused = {"lm_head.weight"} if config.tied_output else set()
+    missing = [short(name) for name in listed if name not in where and name not in unused]
     require(not missing, f"{folder}: {INDEX} names {''.join(missing[:1])}, but no file has it.")
     return found
 
@@ -158,9 +161,9 @@ def hugging_faces_name(name):
 
 
 def _listed(folder):
-    """The index as {name: file}, empty for a single file."""
+    """The index as {name: file}, empty for a single file, which is read if there are both."""
     path = folder / INDEX
-    if not path.exists():
+    if not path.exists() or (folder / SINGLE).exists():
         others = sorted(file.name for file in folder.glob("*.bin"))
         require(
             (folder / SINGLE).exists(),

@@ -10,6 +10,7 @@ from llama3_scratch.config import Config, weight_shapes
 from llama3_scratch.errors import InputError, by_layer, first_line, require
 
 SETTINGS, WEIGHTS = "params.json", "consolidated.*.pth"
+TOKENIZERS = "tokenizer.model", "tokenizer.json"  # the first one that is there is read
 # Each model-parallel file has some columns of these matrices, and some rows of the others; the
 # norms are whole in every file (`reshard_mp` in llama-models' checkpoint.py).
 SPLIT_BY_COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")
@@ -151,5 +152,7 @@ def _faults(tensors, config, n_files):
     if config.tied_output and not faults and "output.weight" in tensors:
         output, table = tensors["output.weight"], tensors["tok_embeddings.weight"]
         if output.data_ptr() != table.data_ptr() and not torch.equal(output, table):
-            faults.append(("output.weight", "differs from tok_embeddings.weight: expected a tie"))
+            fault = "differs from tok_embeddings.weight: expected a tie, by tie_word_embeddings "
+            fault += "(tied_output) in the settings; if both are right, set that to false"
+            faults.append(("output.weight", fault))
     return faults

@@ -14,9 +14,17 @@ from llama3_scratch.checkpoint.lazy import LazyWeights
 from llama3_scratch.checkpoint.random import random_weights
 from llama3_scratch.checkpoint.tokenizers import read_tokenizer
 from llama3_scratch.config import Config
-from llama3_scratch.errors import require
+from llama3_scratch.errors import InputError, require
 from llama3_scratch.tokenizer import Tokenizer
 
+MISTAKEN = {  # a file in a folder that is no checkpoint: what the folder is
+    "adapter_config.json": "it is an adapter (LoRA), which changes another model's weights. Merge "
+    "it into that model, for example by peft's merge_and_unload, and save the result.",
+    "*.gguf": "it holds a GGUF file, which is not supported. Get the model's safetensors.",
+    "snapshots/*": "it is a repository in huggingface_hub's cache. Name the folder inside "
+    "snapshots/ that has config.json.",
+    "original/params.json": "Meta's files are in its folder original/. Name that one.",
+}
 TINY = Path(__file__).parents[1] / "tiny" / "checkpoint"
 
 
@@ -45,6 +53,13 @@ def find(source=None):
         "tokenizer.model and consolidated.00.pth, or with Hugging Face's config.json, safetensors "
         "and tokenizer.json; or one of its repositories, 'owner/name'; or 'tiny' or 'random'.",
     )
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the name {str(folder)!r} is not UTF-8: rename the folder.") from None
+    for pattern, what in MISTAKEN.items():
+        own = any(any(folder.glob(p)) for k in (meta, huggingface) for p in (k.WEIGHTS, k.SETTINGS))
+        require(own or not any(folder.glob(pattern)), f"{folder} is not a checkpoint: {what}")
     return folder
 
 
@@ -65,7 +80,7 @@ def open_checkpoint(source=None):
     folder = find(source)
     kind = kind_of(folder)
     config = kind.read_config(folder)
-    tokenizer = read_tokenizer(folder, config)
+    tokenizer = read_tokenizer(folder, config, kind.TOKENIZERS)
     weights = kind.read_weights(folder, config)
     if name_of(source) == "random":
         drawn = random_weights(config, seed=0, dtype=torch.bfloat16)

@@ -1,13 +1,12 @@
 """A folder's tokenizer: Llama 3's, from tokenizer.model or tokenizer.json, or another model's."""
 
 import contextlib
-import operator
 import os
 import re
 from pathlib import Path
 
 from llama3_scratch.config import read_json
-from llama3_scratch.errors import InputError, require, short, whole
+from llama3_scratch.errors import InputError, require, whole
 from llama3_scratch.tokenizer import N_SPECIAL, SPLIT_PATTERN, Tokenizer, special_tokens
 
 CUT = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN},
@@ -18,31 +17,53 @@ NAMED = {  # Llama 3's special tokens on Hugging Face; Meta's other names are re
     for release in ("3", "3.1")
 }  # fmt: skip
 
+MOST_UNUSED = 1024  # rows that a table may have after the last token of tokenizer.model
 
-def read_tokenizer(folder, config):
+
+def read_tokenizer(folder, config, files=("tokenizer.model", "tokenizer.json")):
     """A checkpoint's folder -> its tokenizer, which fits the vocabulary. Raises `InputError`.
 
-    It is read from tokenizer.model; or from tokenizer.json, if there is no tokenizer.model or if
-    that is SentencePiece's, an older format.
+    It is read from the first of `files` that is there; a tokenizer.model of SentencePiece, an older
+    format, counts only if there is no other. The stop tokens of generation_config.json and
+    config.json are added to its own.
     """
-    path, release = folder / "tokenizer.model", "3.1" if config.rope_scaling else "3"
-    start, other = b"", os.path.exists(folder / "tokenizer.json")
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        start = file.read(1)
-    source = path.name
-    if other and (not os.path.exists(path) or start == b"\n"):
-        source = "tokenizer.json"
+    folder, V = Path(folder), config.vocab_size
+    there = [name for name in files if os.path.exists(folder / name)] or ["tokenizer.model"]
+    if len(there) == 2 and there[0] == "tokenizer.model" and _is_sentence_piece(folder / there[0]):
+        there.reverse()
+    if there[0] == "tokenizer.json":
         tokenizer = from_json(folder)
-        fits = tokenizer.vocab_size <= config.vocab_size  # some tables have unused rows
+        n_tokens = tokenizer.vocab_size - tokenizer.n_added  # such a token may have no row
+        fits = n_tokens <= V
     else:
-        tokenizer = Tokenizer.from_file(path, release)
-        fits = tokenizer.vocab_size == config.vocab_size
+        release = "3.1" if config.rope_scaling else "3"
+        tokenizer = Tokenizer.from_file(folder / there[0], release)
+        n_tokens = tokenizer.vocab_size
+        fits = V - MOST_UNUSED <= n_tokens <= V
     require(
         fits,
-        f"{folder}: {source} has, with the special tokens, {tokenizer.vocab_size} tokens, but "
-        f"vocab_size in the settings is {config.vocab_size}: the two belong to different models.",
+        f"{folder}: {there[0]} has, with the special tokens, {n_tokens} tokens, but vocab_size in "
+        f"the settings is {V}: the two belong to different models.",
     )
+    tokenizer.unused = max(0, V - tokenizer.vocab_size)
+    tokenizer.stop_ids |= _stops(folder)
     return tokenizer
+
+
+def _is_sentence_piece(path):
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(1) == b"\n"
+    return False
+
+
+def _stops(folder):
+    """The ids that end a text by the settings of Hugging Face's files, if they are there."""
+    stops = []
+    for settings in (folder / "config.json", folder / "generation_config.json"):
+        if settings.exists():
+            stop = read_json(settings).get("eos_token_id")
+            stops += stop if isinstance(stop, list) else [stop]
+    return frozenset(whole("eos_token_id", stop) for stop in stops if stop is not None)
 
 
 def from_json(folder):
@@ -50,34 +71,42 @@ def from_json(folder):
     path = Path(folder) / "tokenizer.json"
     content = read_json(path)
     try:
-        vocabulary = content["model"]["vocab"].items()
-        special = {entry["id"]: str(entry["content"]) for entry in content["added_tokens"]}
-        llama_3s = CUT in content["pre_tokenizer"]["pretokenizers"]
-    except (KeyError, TypeError, AttributeError):
-        llama_3s = False
-    if not llama_3s:
+        return _llama_3s(content)
+    except (LookupError, TypeError, AttributeError, ValueError):
         return OtherTokenizer(folder)
-    byte_of, ranks = _byte_alphabet(), {}
-    try:
-        for token, rank in sorted(vocabulary, key=operator.itemgetter(1)):
-            right = type(rank) is int and rank == len(ranks)
-            require(right, f"{path}: a token has the id {short(rank)}: expected {len(ranks)}.")
-            ranks[bytes(byte_of[character] for character in token)] = rank
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: a token or its id is not Llama 3's ({error}).") from None
-    missing = sum(bytes([byte]) not in ranks for byte in range(256))
-    require(not missing, f"{path}: {missing} of the 256 single bytes are not tokens.")
-    ids = {name: len(ranks) + i for names in NAMED.values() for i, name in names.items()}
-    for token, name in special.items():
-        right = ids.get(name, token)
-        require(token == right, f"{path}: {name} has the id {short(token)}: expected {right}.")
-    for release, names in NAMED.items():
-        expected = {len(ranks) + i: names.get(i, "<|reserved") for i in range(N_SPECIAL)}
-        if special.keys() == expected.keys() and all(
-            special[token].startswith(name) for token, name in expected.items()
+
+
+def _llama_3s(content):
+    """The content of a tokenizer.json -> `Tokenizer`; raises an error if it is another model's.
+
+    Llama 3's has the ids 0, 1, ... in the order of merging, every way to merge a token, the split
+    pattern and nothing before it, and special tokens that are its own, but for padding after them.
+    """
+    model, added = content["model"], {entry["id"]: entry for entry in content["added_tokens"]}
+    vocab, byte_of = model["vocab"], _byte_alphabet()
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    ranks = {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)}
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+    merged = [vocab[left + right] for left, right in pairs]
+    ways = sum(t[:i] in vocab and t[i:] in vocab for t in tokens for i in range(1, len(t)))
+    entries = [added[token] for token in sorted(added)]
+    right = (
+        CUT in content["pre_tokenizer"]["pretokenizers"] and not content.get("normalizer")
+        and model.get("ignore_merges") is True and len(merged) == ways
+        and merged == sorted(merged) and list(map(vocab.get, tokens)) == list(range(len(ranks)))
+        and sorted(added) == [len(ranks) + i for i in range(len(added))]
+        and all(e["special"] and not e["lstrip"] and not e["rstrip"] for e in entries)
+    )  # fmt: skip
+    names = [entry["content"] for entry in entries]
+    further = names[N_SPECIAL:]
+    right = right and all(re.search(r"pad|reserved|unk|mask", name, re.I) for name in further)
+    for release, expected in NAMED.items() if right else ():
+        if len(names) >= N_SPECIAL and all(
+            name.startswith(expected.get(i, "<|reserved"))
+            for i, name in enumerate(names[:N_SPECIAL])
         ):
-            return Tokenizer(ranks, release)
-    return OtherTokenizer(folder)  # some fine-tuned models have stop tokens of their own
+            return Tokenizer(ranks, release, further)
+    raise ValueError("not Llama 3's")
 
 
 def _byte_alphabet():
@@ -105,13 +134,10 @@ class OtherTokenizer:
         self._inner = self._run(tokenizers.Tokenizer.from_file, str(path))
         self._inner.no_padding(), self._inner.no_truncation()
         self._inner.encode_special_tokens = True  # its name in a text is ordinary text
-        ids = self._inner.get_vocab().values()
-        self.vocab_size, self.special, stops = max(ids, default=-1) + 1, {}, []
-        for settings in (path.with_name("config.json"), path.with_name("generation_config.json")):
-            if settings.exists():
-                stop = read_json(settings).get("eos_token_id")
-                stops += stop if isinstance(stop, list) else [stop]
-        self.stop_ids = frozenset(whole("eos_token_id", stop) for stop in stops if stop is not None)
+        ids, own = (self._inner.get_vocab(with_added_tokens=w).values() for w in (True, False))
+        self.vocab_size, self.special, self.unused = max(ids, default=-1) + 1, {}, 0
+        self.n_added = self.vocab_size - max(own, default=-1) - 1
+        self.stop_ids = frozenset()
 
     def _run(self, function, *arguments, **settings):
         try:
@@ -125,7 +151,13 @@ class OtherTokenizer:
     def encode(self, text, bos=True):
         """Text -> ids, with the special tokens that its file adds, unless `bos` is false."""
         require(isinstance(text, str), f"the text is a {type(text).__name__}: expected a str.")
+        wide = text.encode("utf-16", "surrogatepass")  # half a surrogate pair: as in tiktoken
+        text = wide.decode("utf-16", "replace")
         return self._run(self._inner.encode, text, add_special_tokens=bos).ids
+
+    def to_json(self):
+        """Return the content of its tokenizer.json."""
+        return self._inner.to_str(pretty=True)
 
     def decode(self, ids):
         """Ids -> text."""

@@ -410,7 +410,7 @@ unpermute = Exercise(
     cases=_rows_cases,
     mistakes=[
         (lambda w, H: w.unflatten(0, (-1, H // 2, 2)).transpose(1, 2).flatten(0, 2),
-         "this is the other direction, from Meta's order to Hugging Face's (exercise 3.4). Row 1 "
+         "this is the other direction, from Meta's order to Hugging Face's (exercise 3.3). Row 1 "
          "of a head should be what was its row P."),
         (lambda w, H: w.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1),
          "the heads are mixed: the halves are those of the whole matrix. Each head has its own."),

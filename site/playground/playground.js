@@ -601,10 +601,10 @@ function listen() {
 
 /** The theme's choice is kept where the book's pages keep theirs. */
 function listenToTheme() {
-  const kept = localStorage.getItem("mode");
+  const kept = chosenTheme();
   get("theme").value = ["light", "dark"].includes(kept) ? kept : "auto";
   get("theme").addEventListener("change", (event) => {
-    localStorage.setItem("mode", event.target.value);
+    chosenTheme(event.target.value);
     applyTheme();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);

@@ -322,7 +322,7 @@ FAULTS = {
         with_bytes("params.json", lambda b: b.replace(b"{", b'{"dim": 999,', 1)),
         "the key 'dim' occurs 2 times"),
     "another vocabulary size": (
-        with_params(vocab_size=513), "but vocab_size in the settings is 513"),
+        with_params(vocab_size=513), "tok_embeddings.weight is [512, 60], expected [513, 60]"),
     "tokenizer.model missing": (
         lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer.model cannot be read"),
     "tokenizer.model garbled": (
@@ -377,6 +377,27 @@ def test_a_file_without_permission_gives_one_clear_error(folder, name, capsys):
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     assert (name in shown and "Permission denied" in shown) or "may be read" in shown
+
+
+@pytest.mark.parametrize(("file", "says"), [
+    ("adapter_config.json", "an adapter"), ("model.Q4_K_M.gguf", "a GGUF file"),
+    ("snapshots/abc/config.json", "huggingface_hub's cache"),
+    ("original/params.json", "in its folder original/"),
+])  # fmt: skip
+def test_a_folder_that_is_something_else_is_named(tmp_path, folder, file, says, capsys):
+    for where in (tmp_path / "other", folder):
+        (where / file).parent.mkdir(parents=True, exist_ok=True)
+        (where / file).write_text("{}")
+    refused(tmp_path / "other", says, capsys)
+    load(folder)  # the control: beside a checkpoint's own files it is no matter
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_a_folder_whose_name_is_no_utf8_is_named(folder, capsys):
+    odd = os.fsdecode(os.fsencode(folder) + b"\xe8")
+    folder.rename(odd)
+    assert main(["--checkpoint", odd, "ab"]) == 2
+    assert "is not UTF-8: rename the folder" in capsys.readouterr().err
 
 
 def test_all_faults_of_a_checkpoint_are_listed(folder):

@@ -333,32 +333,136 @@ def rename(content, *changes):
         entry["content"] = new
 
 
-WRONG_TOKENIZERS = {  # what is wrong: (how it is made, what the message says)
-    "two special tokens swapped": (
-        lambda c: rename(c, ("<|end_of_text|>", "x"), ("<|begin_of_text|>", "<|end_of_text|>"),
-                         ("x", "<|begin_of_text|>")),
-        "<|end_of_text|> has the id 256: expected 257"),
-    "an id left out": (lambda c: c["model"]["vocab"].pop("A"), "expected "),
-    "a repeated id": (lambda c: c["model"]["vocab"].update(A=40), "has the id 40: expected 41"),
-    "an id that is text": (lambda c: c["model"]["vocab"].update(A="x"), "is not Llama 3's"),
-    "an id that is true": (
-        lambda c: c["model"]["vocab"].update({k: True for k, v in c["model"]["vocab"].items()
-                                              if v == 1}), "has the id True"),
-    "a character that stands for no byte": (
-        lambda c: c["model"]["vocab"].update({"€": 256}), "is not Llama 3's"),
-    "a byte missing": (
-        lambda c: c["model"]["vocab"].update({"AA": c["model"]["vocab"].pop("A")}), "1 of the 256"),
+def merge_in_another_order(content):
+    content["model"]["vocab"] |= {"th": 256, "he": 257}
+    for entry in content["added_tokens"]:
+        entry["id"] += 2
+    for token in content["post_processor"]["processors"][-1]["special_tokens"].values():
+        token["ids"] = [256 + 2]
+    content["model"]["merges"] = ["h e", "t h"]
+
+
+CHANGED_TOKENIZERS = {  # what differs from Llama 3's: how it is made
+    "two special tokens swapped": lambda c: rename(
+        c, ("<|end_of_text|>", "x"), ("<|begin_of_text|>", "<|end_of_text|>"),
+        ("x", "<|begin_of_text|>")),
+    "an id left out": lambda c: c["model"]["vocab"].pop("A"),
+    "a repeated id": lambda c: c["model"]["vocab"].update(A=40),
+    "an id that is text": lambda c: c["model"]["vocab"].update(A="x"),
+    "a character that stands for no byte": lambda c: c["model"]["vocab"].update({"€": 40}),
+    "text that is changed before the split": lambda c: c.update(normalizer={"type": "Lowercase"}),
+    "merges in another order": merge_in_another_order,
+    "merges that do not precede": lambda c: c["model"].update(ignore_merges=False),
+    "an added token that is found in texts": lambda c: c["added_tokens"][5].update(special=False),
+    "an added token that takes the space before it": lambda c: c["added_tokens"][5].update(
+        lstrip=True, special=False),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", WRONG_TOKENIZERS)
-def test_wrong_tokens_are_refused(tmp_path, fault):
-    content, (spoil, says) = small_json(tmp_path), WRONG_TOKENIZERS[fault]
-    spoil(content)
+@pytest.mark.parametrize("change", CHANGED_TOKENIZERS)
+def test_a_tokenizer_that_is_not_llama_3s_runs_as_tokenizers_runs_it(tmp_path, change):
+    """Or is refused, if the library refuses it."""
+    import tokenizers
+
+    content = small_json(tmp_path)
+    assert isinstance(read_tokenizer(tmp_path, SCALED_DOWN["Llama-3-8B"]), Tokenizer)  # the control
+    CHANGED_TOKENIZERS[change](content)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(InputError) as error:
-        read_tokenizer(tmp_path, SCALED_DOWN["Llama-3-8B"])
-    assert says in str(error.value) and "tokenizer.json" in str(error.value)
+    config = dataclasses.replace(SCALED_DOWN["Llama-3-8B"], vocab_size=520)
+    try:
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    except BaseException:
+        with pytest.raises(InputError, match="tokenizer.json is not a working tokenizer"):
+            read_tokenizer(tmp_path, config)
+        return
+    oracle.encode_special_tokens = True
+    ours = read_tokenizer(tmp_path, config)
+    assert not isinstance(ours, Tokenizer)
+    named = content["added_tokens"][5]["content"]
+    for text in (*TEXTS, "then The THE", f"a {named} b", "A", "caf\udce9"):
+        sent = text.replace("\udce9", "\ufffd")
+        assert ours.encode(text) == oracle.encode(sent).ids, text
+
+
+def test_a_pad_token_added_to_llama_3s_tokenizer_changes_nothing_else(tmp_path):
+    """With a row in the table or without one; the stop tokens of the settings count as well."""
+    content, config = small_json(tmp_path), SCALED_DOWN["Llama-3-8B"]
+    plain = read_tokenizer(tmp_path, config)
+    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 512, "content": "[PAD]"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [65, 256]}')
+    for vocab_size in (512, 513, 640):
+        ours = read_tokenizer(tmp_path, dataclasses.replace(config, vocab_size=vocab_size))
+        message = [{"role": "user", "content": "Hello [PAD]"}]
+        assert ours.encode_chat(message) == plain.encode_chat(message)
+        assert ours.decode([512]) == "[PAD]" and ours.stop_ids == plain.stop_ids | {65, 256}
+        assert ours.vocab_size == 513 and ours.unused == max(0, vocab_size - 513)
+        assert ours.decode([97, *range(513, vocab_size), 98]) == "ab"
+    content["added_tokens"][-1]["content"] = "<|im_end|>"  # another chat format
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="chat format"):
+        read_tokenizer(tmp_path, dataclasses.replace(config, vocab_size=513)).encode_chat(message)
+
+
+def test_tokenizer_json_is_read_where_transformers_reads_it(tmp_path):
+    """In a folder of Hugging Face's files it comes before tokenizer.model; in Meta's after."""
+    config = SCALED_DOWN["Llama-3-8B"]
+    write(tmp_path, config, metas_weights(config), "5GB")
+    byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert not isinstance(load(tmp_path).tokenizer, Tokenizer)
+    save(tmp_path / "metas", metas_weights(config), config, BYTES)
+    byte_level_tokenizer().save(str(tmp_path / "metas" / "tokenizer.json"))
+    assert isinstance(load(tmp_path / "metas").tokenizer, Tokenizer)
+
+
+@pytest.mark.parametrize("make", ["padded", "other"])
+def test_what_was_loaded_can_be_saved_and_loaded_again(tmp_path, make):
+    if make == "other":
+        write_other(tmp_path / "a", "SmolLM2")
+    else:
+        config = dataclasses.replace(SCALED_DOWN["Llama-3-8B"], vocab_size=530)
+        write(tmp_path / "a", config, metas_weights(config), "5GB")
+        (tmp_path / "a" / "generation_config.json").write_text('{"eos_token_id": 65}')
+    weights, config, tokenizer = load(tmp_path / "a")
+    save(tmp_path / "b", weights, config, tokenizer)
+    again = load(tmp_path / "b")
+    assert again.config.sizes == config.sizes and again.tokenizer.stop_ids == tokenizer.stop_ids
+    assert again.tokenizer.encode(SAMPLE) == tokenizer.encode(SAMPLE)
+    assert all(torch.equal(again.weights[name], weights[name]) for name in weights)
+    assert not list((tmp_path / "b").glob("*.part"))
+
+
+def test_of_two_sets_of_weights_the_single_file_is_read(folder):
+    """As transformers does: a later save_pretrained may have left an older model's shards."""
+    config = SCALED_DOWN["Llama-3-8B"]
+    newer = metas_weights(config, torch.bfloat16, seed=7)
+    write(folder.parent / "newer", config, newer, "5GB")
+    (folder.parent / "newer" / SINGLE).rename(folder / SINGLE)
+    assert torch.equal(load(folder).weights["norm.weight"], newer["norm.weight"])
+
+
+def test_an_index_may_name_the_tied_output(tmp_path):
+    config = SCALED_DOWN["Llama-3.2-1B"]
+    write(tmp_path, config, metas_weights(config))
+    with_json(INDEX, lambda c: c["weight_map"].update(
+        {"lm_head.weight": next(iter(c["weight_map"].values()))}))(tmp_path)  # fmt: skip
+    weights = load(tmp_path).weights
+    assert weights["output.weight"].data_ptr() == weights["tok_embeddings.weight"].data_ptr()
+
+
+def test_settings_have_other_names_and_entries_of_two_versions(tmp_path):
+    """rope_scaling before rope_parameters, swish for silu, null for a default: as transformers."""
+    content = config_json(SCALED_DOWN["Llama-3.1-8B"])
+
+    def read(**changes):
+        (tmp_path / "config.json").write_text(json.dumps(content | changes))
+        return read_config(tmp_path)
+
+    plain = read()
+    assert read(hidden_act="swish", partial_rotary_factor=None, mlp_bias=None) == plain
+    assert read(rope_parameters={"rope_type": "default", "rope_theta": 1e4}) == plain
+    newer = {"rope_type": "default", "rope_theta": 1e4}
+    assert read(rope_scaling=None, rope_parameters=newer).rope_theta == 1e4
 
 
 def test_a_fine_tuned_model_stops_at_its_own_special_token(tmp_path):
@@ -719,7 +823,7 @@ FAULTS = {  # what is wrong: (how it is made, what the message says)
     "Meta's names": (
         metas_names, f"layers.0-2.attention.wq.weight of {SINGLE} is not expected"),
     "no lm_head": (without_output, "output.weight is missing"),
-    "tied weights that differ": (tied, "expected a tie"),
+    "tied weights that differ": (tied, "expected a tie, by tie_word_embeddings"),
     "NaN": (
         with_state(lambda s: s.update({TABLE: s[TABLE] * torch.nan})),
         "the logits are not finite"),
@@ -737,7 +841,7 @@ FAULTS = {  # what is wrong: (how it is made, what the message says)
         "layers.3-8.attention.wq.weight is missing"),
     "config.json of another vocabulary": (
         with_json("config.json", lambda c: c.update(vocab_size=513)),
-        "but vocab_size in the settings is 513"),
+        f"tok_embeddings.weight is [{V}, 96], expected [513, 96]"),
     "a repeated key": (
         with_bytes("config.json", lambda b: b.replace(b"{", b'{"hidden_size": 9,', 1)),
         "occurs 2 times"),

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -71,6 +72,56 @@ def test_files_are_compared_with_metas_checklist(folder, kind):
     flipped[len(flipped) // 2] ^= 1  # the control: a bit that no other check notices
     (folder / PTH).write_bytes(flipped)
     assert f"bytes, {kind} " in faults(folder).pop(PTH) and set(faults(folder)) == {PTH}
+
+
+def test_checklists_of_other_tools_and_files_in_folders_below(folder):
+    """Any form that md5sum takes; a file below is compared as well, and the control is noticed."""
+    (folder / "original").mkdir()
+    shutil.copy(folder / PTH, folder / "original" / PTH)
+    names = [*FILES, f"original/{PTH}"]
+    sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in names}
+    forms = {
+        "comments and blank lines": ["# MD5", "", *(f"{sums[n]}  {n}" for n in names), ""],
+        "capitals and a star": [f"{sums[n].upper()} *./{n}" for n in names],
+        "one space": [f"{sums[n]} {n}" for n in names],
+        "BSD and macOS": [f"MD5 ({n}) = {sums[n]}" for n in names],
+        "Windows": [f"{sums[n]}  {n}".replace("/", "\\") + "\r" for n in names],
+    }
+    for form, lines in forms.items():
+        (folder / "checklist.chk").write_text("\n".join(lines) + "\n")
+        table = verdicts(folder)
+        assert {table[name][0] for name in names} == {"ok"} and not faults(folder), form
+    data = bytearray((folder / names[-1]).read_bytes())
+    data[-3000] ^= 1
+    (folder / names[-1]).write_bytes(data)
+    assert faults(folder).keys() == {names[-1]}
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    ("0" * 32 + "  a\0b", "expected a file's MD5"), ("0" * 31 + "  a", "expected a file's MD5"),
+    ("0" * 32 + "  ../a", "expected a file in the folder"),
+    ("0" * 32 + "  /etc/passwd", "expected a file in the folder"),
+    ("0" * 32 + f"  {PTH}\n" + "1" * 32 + f"  ./{PTH}", "line 2 names .* a second time"),
+])  # fmt: skip
+def test_a_line_of_a_checklist_that_names_no_file_is_a_fault(folder, line, says):
+    (folder / "checklist.chk").write_text(line)
+    assert re.search(says, faults(folder)["checklist.chk"])
+
+
+def test_a_tokenizer_that_tidies_white_space_has_no_fault(folder):
+    from tokenizers import Tokenizer as Made
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    made = Made(models.BPE())
+    made.normalizer = normalizers.Strip()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(["the answer"], trainer)
+    (folder / "tokenizer.model").unlink()
+    made.save(str(folder / "tokenizer.json"))
+    assert "prompt" not in faults(folder)
 
 
 def shared(folder, n_files):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import ODD, close, make_tokens, make_weights
@@ -119,6 +120,18 @@ def test_a_stop_token_ends_the_text():
     stop = free[4]
     assert list(generate(weights, prompt, ODD, max_new=10, stop={stop})) == free[: free.index(stop)]
     assert list(generate(weights, prompt, ODD, max_new=0)) == []
+
+
+def test_stop_tokens_may_be_given_in_any_form_but_text():
+    weights, prompt = make_weights(ODD), [1, 2, 3]
+    free = list(generate(weights, prompt, ODD, max_new=10))
+    stop = free[4]
+    for stops in (torch.tensor([stop]), [torch.tensor(stop)], {stop: 0}, np.array([stop])):
+        new = list(generate(weights, prompt, ODD, 10, stop=stops))
+        assert new == free[: free.index(stop)]
+    for wrong in (free[4], None, str(free[4]), [str(free[4])], "<|end_of_text|>", [None], [1.5]):
+        with pytest.raises(InputError, match="stop"):
+            generate(weights, prompt, ODD, 10, stop=wrong)
 
 
 def test_the_same_seed_gives_the_same_text():

@@ -196,3 +196,13 @@ def test_a_long_prompt_passes_in_chunks_and_is_not_printed_whole(capsys):
     n, _, printed = shown.out.partition(" tokens\n")
     assert int(n.split()[-1]) > 1024 and printed.count("'") < 300 and "..." in printed
     assert re.fullmatch(SPEED, shown.err) and "residual stream" not in shown.out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes streams by a POSIX shell")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(closed):
+    for command in ("ab --max-new 2", "chat --max-new 1"):
+        line = f"{sys.executable} -m llama3_scratch {command} {closed}"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, input="hi\n")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, line
+        assert closed != "2>&-" or done.stdout
