@@ -14,10 +14,8 @@ def download(repository):
     Interrupted downloads resume. Raises `InputError`, which says what to do; for a gated model,
     which page to visit and where to put the token.
     """
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError:
-        raise InputError("pip install huggingface_hub: it downloads from Hugging Face.") from None
+    from huggingface_hub import errors, snapshot_download  # here: its import takes a second
+
     page = f"https://huggingface.co/{repository}"
     try:
         return Path(snapshot_download(repository, allow_patterns=WANTED))

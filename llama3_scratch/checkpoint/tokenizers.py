@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+import tokenizers
+
 from llama3_scratch.config import read_json
 from llama3_scratch.errors import InputError, require, whole
 from llama3_scratch.tokenizer import N_SPECIAL, SPLIT_PATTERN, Tokenizer, special_tokens
@@ -126,10 +128,6 @@ class OtherTokenizer:
     """
 
     def __init__(self, folder):
-        try:
-            import tokenizers
-        except ImportError:
-            raise InputError("pip install tokenizers: it runs this model's tokenizer.") from None
         self._path = path = Path(folder) / "tokenizer.json"
         self._inner = self._run(tokenizers.Tokenizer.from_file, str(path))
         self._inner.no_padding(), self._inner.no_truncation()

@@ -94,9 +94,9 @@ class Exercise:
         In a workbook a right answer is kept.
         """
         verdict = self.verdict(answer)
-        print(verdict)
-        if self.key and verdict.startswith("Right:"):
-            workbook.keep(self.key, answer)
+        print("\n".join(textwrap.fill(line, 80) for line in verdict.splitlines()))
+        if self.key and verdict.startswith("Right"):
+            workbook.keep(self, answer)
 
     def case(self, i=0):
         """Return Case(arguments, expected) number i; case 0 is small enough to redo by hand."""

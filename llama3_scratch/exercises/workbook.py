@@ -10,16 +10,12 @@ import argparse
 import importlib
 import inspect
 import json
-import math
 import os
 import pkgutil
 import re
 import sys
 import textwrap
 from pathlib import Path
-
-import torch
-from torch.nn import functional
 
 from llama3_scratch import model
 from llama3_scratch.errors import InputError, require
@@ -40,27 +36,39 @@ HEAD = '''"""Your Llama 3: every function that a checker has accepted, in the or
 Written by the checkers; `make workbook NB=03` takes notebook 03's functions out again.
 """
 
-import math
-
-import torch
-from torch.nn import functional
-
 from llama3_scratch import model
-from llama3_scratch.model import causal_mask, layer, linear, rotations_at
+from llama3_scratch.model import *  # its functions, and math, torch, functional
 '''
 MARK = "# %% "  # in front of an exercise's key, for example e02_rmsnorm.rms_norm
 FOLDED = "The next cell holds a solution, folded."
 
 
-def keep(key, answer):
-    """Keep the source of an accepted answer in mine.py, if this is a workbook."""
-    if Path(FILE).exists():
-        try:
-            source = textwrap.dedent(inspect.getsource(answer)).strip()
-        except (OSError, TypeError):
-            source = ""
-        is_function = source.startswith(("def ", "@"))
-        _write(Path(FILE), _kept(Path(FILE)) | {key: source if is_function else ""})
+def keep(exercise, answer):
+    """Keep the source of an accepted answer in mine.py, if this is a workbook.
+
+    It must be right there too, without the notebook around it; otherwise print what is missing.
+    """
+    if not Path(FILE).exists():
+        return
+    try:
+        source = textwrap.dedent(inspect.getsource(answer)).strip()
+    except (OSError, TypeError):
+        source = ""
+    kept = _kept(Path(FILE))
+    if source.startswith(("def ", "@")):
+        if answer.__name__ != f"my_{exercise.name}":
+            source += f"\n\n\nmy_{exercise.name} = {answer.__name__}"
+        alone = _space(kept | {exercise.key: source})[f"my_{exercise.name}"]
+        verdict = exercise.verdict(alone)
+        if not verdict.startswith("Right"):
+            print(
+                f"But not without this notebook: put its imports and helpers inside it. {verdict}"
+            )
+            return
+        kept[exercise.key] = source
+    else:
+        kept[exercise.key] = ""  # a lambda: passed, but not used later
+    _write(Path(FILE), kept)
 
 
 def lent(*names):
@@ -68,21 +76,26 @@ def lent(*names):
 
     One name gives one function, several a tuple. Without a name: a dict of the reader's own.
     """
-    made = {name: vars(_module(CORE[name])) for name in CORE}
-    right = {
-        name: made[name][name].right for name in CORE if hasattr(made[name].get(name), "right")
-    }
-    space = {f"my_{name}": function for name, function in right.items()}
-    space |= {"math": math, "torch": torch, "functional": functional, "model": model}
-    space |= {name: getattr(model, name) for name in _names_of_the_core()}
-    kept = _kept(Path(FILE)) if Path(FILE).exists() else {}
-    for key, source in kept.items():
-        exec(compile(source, f"{FILE}: {key}", "exec"), space)  # the reader's own code
-    mine = {name: space[f"my_{name}"] for name in right if space[f"my_{name}"] != right[name]}
+    space = _space(_kept(Path(FILE)) if Path(FILE).exists() else {})
+    functions = {name: space[f"my_{name}"] for name in CORE}
     if not names:
-        return mine
-    functions = tuple(space[f"my_{name}"] for name in names)
-    return functions[0] if len(functions) == 1 else functions
+        return {name: each for name, each in functions.items() if each is not _right(name)}
+    chosen = tuple(functions[name] for name in names)
+    return chosen[0] if len(chosen) == 1 else chosen
+
+
+def _right(name):
+    return getattr(_module(CORE[name]), name).right
+
+
+def _space(kept):
+    """Execute the reader's own code -> its names, beside the book's functions and the model's."""
+    space = {f"my_{name}": _right(name) for name in CORE}
+    space |= {name: each for name, each in vars(model).items() if not name.startswith("_")}
+    space["model"] = model
+    for key, source in kept.items():
+        exec(compile(source, f"{FILE}: {key}", "exec"), space)
+    return space
 
 
 def progress():
@@ -179,10 +192,6 @@ def _modules():
 
 def _module(name):
     return importlib.import_module(f"{__package__}.{name}")
-
-
-def _names_of_the_core():
-    return re.search(r"from llama3_scratch.model import (.*)", HEAD)[1].split(", ")
 
 
 def _no_workbook():

@@ -65,17 +65,38 @@ def test_accepted_answers_are_kept_and_lent(book, capsys):
 
 def test_a_kept_function_calls_the_others_of_the_workbook(book):
     source = "def my_block(x, *rest):\n    return my_rms_norm(x, 1.0, 0.0)"
-    workbook.keep("e02_rmsnorm.rms_norm", my_rms_norm)
+    workbook.keep(e02_rmsnorm.rms_norm, my_rms_norm)
     workbook._write(book / "mine.py", workbook._kept(book / "mine.py") | {"e07_loop.block": source})
     x = torch.randn(2, 4)
     assert torch.equal(workbook.lent("block")(x), my_rms_norm(x, 1.0, 0.0))
 
 
+def helper(x):
+    return x
+
+
+def with_a_helper(x, rotations):
+    return helper(model.rotate(x, rotations))
+
+
+def of_another_name(x, rotations):
+    return model.rotate(x, rotations)
+
+
+def test_an_answer_that_needs_its_notebook_is_not_kept_and_says_so(book, capsys):
+    e03_rope.rotate(with_a_helper)
+    shown = capsys.readouterr().out
+    assert shown.startswith("Right") and "put imports and helpers inside it" in shown
+    assert "NameError: name 'helper' is not defined" in shown and workbook.lent() == {}
+    e03_rope.rotate(of_another_name)
+    assert workbook.lent().keys() == {"rotate"}
+
+
 def test_a_second_run_leaves_the_readers_work_and_a_number_starts_one_again(book, capsys):
     name = next(NOTEBOOKS.glob("02_*")).name
     (book / name).write_text("work")
-    workbook.keep("e02_rmsnorm.rms_norm", my_rms_norm)
-    workbook.keep("e03_rope.rotate", my_rotate)
+    workbook.keep(e02_rmsnorm.rms_norm, my_rms_norm)
+    workbook.keep(e03_rope.rotate, my_rotate)
     workbook.make(notebooks=NOTEBOOKS, folder=book)
     assert (book / name).read_text() == "work"
     assert workbook.lent().keys() == {"rms_norm", "rotate"}
