@@ -48,10 +48,10 @@ ALT = {
     "residual_stream": "The residual stream as one straight line through 32 layers. In every layer "
     "attention and then the feed-forward network read a normalised copy of it and add their "
     "change; nothing else touches it between the embedding and the last norm.",
-    "rope": "Three parts. A pair of a query's numbers is a point on a circle, turned by one angle "
+    "rope": "Three parts. A pair of a query's numbers is a point on a circle, rotated by one angle "
     "for every position. A query and a key that both stand three positions later keep the angle "
-    "between them. Eight of Llama 3 8B's 64 pairs: the first makes a turn in 6 positions, the last "
-    "in 2.6 million.",
+    "between them. Eight of Llama 3 8B's 64 pairs: the first makes a full rotation in 6 positions, "
+    "the last in 2.6 million.",
     "attention_head": "One attention head. wq, wk and wv make queries, keys and values from the "
     "normalised stream; RoPE rotates queries and keys, not values. Queries times keys over the "
     "root of H are the scores; the mask adds minus infinity where the key lies ahead; softmax "
@@ -62,6 +62,10 @@ ALT = {
     "swiglu": "The feed-forward network. From the normalised stream of width D, w1 and SiLU make "
     "the gate and w3 makes up, both of the greater width F; they are multiplied element by "
     "element, and w2 brings the product back to width D.",
+    "plain_and_gated": "Two networks, their matrices drawn to scale. Left, the plain one: one wide "
+    "matrix reads, ReLU, one wide matrix writes. Right, SwiGLU: w1 and w3 read, two thirds as "
+    "wide; SiLU of the first is multiplied with the second, and w2 writes. The areas of the "
+    "matrices have the same sum.",
     "block": "One layer. The residual stream runs straight through. A branch leaves it, is "
     "normalised, becomes queries, keys and values, of which queries and keys are rotated, goes "
     "through attention and wo and is added to the un-normalised stream. A second branch is "
@@ -213,7 +217,7 @@ def computed():
     weights = {name: weight.double() for name, weight in weights.items()}
     tokens = torch.tensor(tokenizer.encode(PROMPT))
     with patch.object(torch.Tensor, "float", torch.Tensor.double), torch.inference_mode():
-        speeds = model.rope_frequencies(B8).tolist()
+        frequencies = model.rope_frequencies(B8).tolist()
         with watch(model.attend, model.block) as seen:
             logits = forward(weights, tokens, config)
     heads, blocks = ([call for call in seen if call["def"] == f] for f in ("attend", "block"))
@@ -226,7 +230,7 @@ def computed():
     top = logits[-1].softmax(-1).topk(5)
     return {
         "labels": [tokenizer.decode([token]).translate(VISIBLE) for token in tokens],
-        "speeds": speeds,
+        "frequencies": frequencies,
         "head": f"layer {layer}, head {head}",  # the one that looks most at the token before
         "scores": heads[layer]["scores"][head],
         "probabilities": every[layer, head],
@@ -383,9 +387,9 @@ def residual_stream():
 
 
 def rope():
-    """One pair on its circle; the angle between a query and a key; eight of the 64 speeds."""
-    P, T, speeds = B8.sizes["P"], len(computed()["labels"]), computed()["speeds"]
-    theta, every, near, far, y, r = speeds[0], B8.context_length // 16, 182, 508, 192, 104
+    """One pair on its circle; the angle between a query and a key; eight of 64 frequencies."""
+    P, T, frequencies = B8.sizes["P"], len(computed()["labels"]), computed()["frequencies"]
+    theta, every, near, far, y, r = frequencies[0], B8.context_length // 16, 182, 508, 192, 104
 
     def at(x, y, r, angle):
         return x + r * math.cos(angle), y - r * math.sin(angle)
@@ -409,22 +413,23 @@ def rope():
     for k in range(8):
         pair, x, low = round(k * (P - 1) / 7), 102 + 162 * (k % 4), 494 + 186 * (k // 4)
         n, step = (T, 1) if k < 4 else (16, every)
-        angles, turn = [i * step * speeds[pair] for i in range(n)], math.tau / speeds[pair]
-        digits = 1 - math.floor(math.log10(turn))
-        around = f"{round(turn, digits):,.{max(digits, 0)}f}"
+        frequency = frequencies[pair]
+        angles, full = [i * step * frequency for i in range(n)], math.tau / frequency
+        digits = 1 - math.floor(math.log10(full))
+        around = f"{round(full, digits):,.{max(digits, 0)}f}"
         parts.append(circle(x, low, 44))
         for i, angle in enumerate(angles):
             parts.append(circle(*at(x, low, 44, angle), 3, tint(QUERY, 0.2 + 0.8 * i / n), "none"))
         parts.append(arrow((x, low), at(x, low, 41, angles[-1]), colour=INK, line=1.6))
         parts.append(text(x, low + 64, (f"pair {pair}", around)))
-    speed = f"P = {P} pairs, {P} speeds: positions to one turn"
+    said = f"P = {P} pairs, {P} frequencies: positions to a full rotation"
     return 772, [
         *parts,
-        title(near, 38, "A pair turns with its position"),
+        title(near, 38, "A pair rotates with its position"),
         text(near, 340, f"pair 0: θ = {theta:g} radian a position", NOTE, MUTED),
         title(far, 38, "q·k sees the distance alone"),
         text(far, 340, "3 positions on: the same angle", NOTE, MUTED),
-        title(345, 396, speed),
+        title(345, 396, said),
         text(345, 428, f"here at positions 0 to {T - 1}", NOTE, MUTED),
         text(345, 614, f"and here at 0, {every}, {2 * every}, … {15 * every}", NOTE, MUTED),
     ]
@@ -473,8 +478,8 @@ def attention_head():
         box(v, end, 164, 36, "probabilities · v", down=24),
         arrow((v + 33, low - 18), (v + 124, low - 18), (v + 124, end), (v + 82, end)),
         matrix(v, end + 48, "output", INK, 30),
-        lines(q - side / 2, end + 68, "A row is the token that looks, a column",
-              "the token looked at; full colour is much.",
+        lines(q - side / 2, end + 68, "A row is the token that attends, a column",
+              "the token attended to; dark is much.",
               f"From the tiny model, {data['head']}.", fill=MUTED, anchor="start"),
     ]  # fmt: skip
 
@@ -545,6 +550,56 @@ def swiglu():
         box(middle, 538, 172, 56, "w2", shape("D F"), colour=FFN, down=25),
         ends(604, "added to the stream", FFN, down=25),
         text(middle, 645, f"widths to scale: F = {ratio:g} D", SMALL, MUTED),
+    ]
+
+
+def plain_and_gated():
+    """A plain network and SwiGLU with as many parameters, their matrices to scale."""
+    D, F, plain, left, right = 44, 44 * B8.ffn_dim / B8.dim, 160, 400, 572
+    gated, wide = (left + right) / 2, 3 * F / 2
+
+    def matrix(x, y, width, name, shape):
+        words = text(x, y - 9, name, TITLE) + text(x, y + 11, shape, SMALL, MUTED)
+        return rect(x - width / 2, y - D / 2, width, D, tint(FFN, 0.15), FFN, 2, 1.4) + words
+
+    def bar(x, y, width, colour=FFN):
+        return rect(x - width / 2, y - 5, width, 10, tint(colour, 0.15), colour, 2, 1.4)
+
+    def ends(x, sides):
+        into = [
+            arrow((x + s * 14, 79), (x + s * 14, 94), (x + s * 86, 94), (x + s * 86, 116))
+            for s in sides
+        ]
+        return [bar(x, 74, D, NORM), *into, arrow((x, 382), (x, 402)), bar(x, 407, D)]
+
+    read, write = f"[{B8.ffn_dim}, {B8.dim}]", f"[{B8.dim}, {B8.ffn_dim}]"
+    wider = 3 * B8.ffn_dim // 2
+    return 486, [
+        text(plain, 40, "plain", TITLE),
+        text(gated, 40, "gated: SwiGLU", TITLE),
+        *ends(plain, ()),
+        arrow((plain, 79), (plain, 116)),
+        *ends(gated, (-1, 1)),
+        matrix(plain, 138, wide, "w_in", f"[{wider}, {B8.dim}]"),
+        matrix(left, 138, F, "w1", read),
+        matrix(right, 138, F, "w3", read),
+        box(plain, 206, 84, 34, "ReLU", colour=FFN, down=29),
+        box(left, 206, 84, 34, "SiLU", colour=FFN, down=29),
+        arrow((plain, 223), (plain, 289)),
+        bar(plain, 294, wide),
+        arrow((left, 223), (left, 256), (gated - 12, 256)),
+        arrow((right, 160), (right, 256), (gated + 12, 256)),
+        node(gated, 256, "×", FFN),
+        arrow((gated, 268), (gated, 289)),
+        bar(gated, 294, F),
+        arrow((plain, 299), (plain, 338)),
+        arrow((gated, 299), (gated, 338)),
+        matrix(plain, 360, wide, "w_out", f"[{B8.dim}, {wider}]"),
+        matrix(gated, 360, F, "w2", write),
+        text(plain, 436, (f"{wider} neurons", "2 matrices")),
+        text(gated, 436, (f"{B8.ffn_dim} neurons", "3 matrices")),
+        text(plain, 460, f"{2 * wider * B8.dim:,} parameters"),
+        text(gated, 460, f"{3 * B8.ffn_dim * B8.dim:,} parameters"),
     ]
 
 
@@ -623,7 +678,7 @@ def architecture():
 
 FIGURES = (
     overview, tokenizer, rms_norm, residual_stream, rope, attention_head, grouped_query, swiglu,
-    block, architecture,
+    plain_and_gated, block, architecture,
 )  # fmt: skip
 
 

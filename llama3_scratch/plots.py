@@ -171,11 +171,12 @@ def outlined(figure, pairs) -> Figure:
     return figure
 
 
-def rope_angles(rotations, title="") -> Figure:
+def rope_angles(rotations, title="", labels=None) -> Figure:
     """[T, P] complex, the rotations of T positions -> the angles of each pair at each position.
 
     One small circle for each pair, the highest frequency first. The arrow shows the last position,
-    the dots show all positions from 0 on; position 0 is at angle 0, on the right.
+    the dots show all positions from 0 on; position 0 is at angle 0, on the right. labels: what
+    stands above each circle; None numbers the pairs.
     """
     rotations = rotations.detach().cpu()
     n_pairs = rotations.shape[-1]
@@ -197,7 +198,7 @@ def rope_angles(rotations, title="") -> Figure:
             axes.scatter(turn.real, turn.imag, s=9, c=shades, zorder=2)
             axes.plot([0, turn[-1].real], [0, turn[-1].imag], color=INK, linewidth=1.4, zorder=3)
             axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
-            axes.set_title(f"pair {pair}", fontsize=8, pad=2)
+            axes.set_title(labels[pair] if labels else f"pair {pair}", fontsize=8, pad=2)
         figure.suptitle(title or f"RoPE: positions 0 to {len(rotations) - 1}", fontsize=10)
     plt.close(figure)
     return figure
@@ -266,25 +267,30 @@ def neuron_heatmap(matrix, rows, columns, title="", bar="share of its largest va
     return figure
 
 
-def attention_grid(heads, columns, labels=None) -> Figure:
+def attention_grid(heads, columns, labels=None, group=None) -> Figure:
     """{title: [T, S]} -> the attention probabilities of many heads, as small panels.
 
     The panels go from left to right, `columns` in a row, each below its title ("L0.h0"). labels: T
     tokens, written on the left of each row of panels; more than 24 have no room and are left out.
+    group: query heads that share a key/value head. There is a gap after each such group, and the
+    key/value head's number above it.
     """
+    group = group or columns
     labels = [label.translate(VISIBLE) for label in labels or () if len(labels) <= 24]
     side = max(1.5, 0.105 * len(labels)) if labels else min(1.7, max(0.5, 7.2 / columns))  # inches
     font = min(7.0, 8.3 * side)
     across, down = 1 + 0.06 / side, 1 + 0.025 * font / side  # from panel to panel, in panel sizes
     columns = min(columns, len(heads))
     rows = -(-len(heads) // columns)
-    size = (columns * across * side + 0.1 + 0.9 * bool(labels), rows * down * side + 0.8)
+    gap = 0.14 / side  # between groups
+    wide = columns * across + (columns - 1) // group * gap
+    size = (wide * side + 0.1 + 0.9 * bool(labels), rows * down * side + 0.8)
     colours = _FROM_WHITE.resampled(40)  # fewer colours make the file smaller
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for i, (title, matrix) in enumerate(heads.items()):
-            left, top = i % columns * across, i // columns * down
+            left, top = i % columns * across + i % columns // group * gap, i // columns * down
             image = axes.imshow(
                 matrix.detach().float().cpu(), cmap=colours, vmin=0, vmax=1,
                 extent=(left, left + 1, top + 1, top),
@@ -292,14 +298,20 @@ def attention_grid(heads, columns, labels=None) -> Figure:
             line = {"fill": False, "edgecolor": "#b9b9c8", "linewidth": 0.4, "antialiased": False}
             axes.add_patch(plt.Rectangle((left, top), 1, 1, **line))
             axes.text(left, top - 0.02, title, fontsize=font, va="bottom", parse_math=False)
+            if top == 0 and 1 < group < columns and i % group == 0:
+                end, height = left + group * across - 0.06 / side, -1.3 * (down - 1)
+                axes.plot([left, end], [height, height], color=INK, linewidth=0.8)
+                words = {"ha": "center", "va": "bottom", "fontsize": 7}
+                axes.text((left + end) / 2, height, f"key/value head {i // group}", **words)
         middles = [(t + 0.5) / len(labels) for t in range(len(labels))]
         places = [row * down + middle for row in range(rows) for middle in middles]
         axes.set_yticks(places, labels * rows, parse_math=False)
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=7)
         axes.spines[:].set_visible(False)
-        right, low = (columns - 1) * across + 1, (rows - 1) * down + 1
-        axes.set(xlim=(-0.02, right + 0.02), ylim=(low + 0.02, 1 - down))
+        low = (rows - 1) * down + 1
+        top = (1 - down) * (1 if group in (1, columns) else 2.6)
+        axes.set(xlim=(-0.02, wide - 0.06 / side + 0.02), ylim=(low + 0.02, top))
         axes.set_xlabel("key: the same tokens, from left to right")
         axes.set_ylabel("query: the token that attends")
         figure.colorbar(

@@ -1,10 +1,11 @@
-"""The exercises of notebook 03: frequencies, rotation, relative products, row order, scaling."""
+"""The exercises of notebook 03: rotation, relative products, row order, scaling."""
 
 import ast
 import math
 
 import torch
 
+from llama3_scratch import model
 from llama3_scratch.exercises.frame import (
     Exercise,
     agree,
@@ -21,152 +22,117 @@ def _frequencies(theta, P):
     return 1 / theta ** (torch.arange(P) / P)
 
 
-# --- The frequencies ------------------------------------------------------------------------------
+def _rotations(positions, theta, P):
+    angles = torch.outer(torch.as_tensor(positions).float(), _frequencies(theta, P))
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def _right_frequencies(theta, H):
-    return _frequencies(theta, H // 2)
+# --- The rotation of all heads at all positions ---------------------------------------------------
 
 
-def _ratio_is_right(found, theta, H):
-    ratios = found[1:] / found[:-1]
-    return agree(ratios, torch.full_like(ratios, theta ** (-2 / H)))
+def _rotation_case(seed, shape, first, theta, dtype=torch.float32):
+    positions = torch.arange(first, first + shape[-3])
+    (x,) = drawn(seed, shape)
+    return x.to(dtype), _rotations(positions, theta, shape[-1] // 2)
 
 
-frequencies = Exercise(
-    "rope_theta, head_dim H -> [P], P = H/2: the frequencies in radians per position.",
-    right=_right_frequencies,
-    cases=lambda: [(100.0, 4), (20.0, 14), (50.0, 10)],  # small bases: no frequency is tiny
-    mistakes=[
-        (lambda theta, H: 1 / theta ** (torch.arange(H) / H),
-         "there are H of them. Two numbers form one pair: expected P = H/2."),
-        (lambda theta, H: _right_frequencies(theta, H).repeat_interleave(2),
-         "there are H of them, each one twice. Expected one for each pair: P = H/2."),
-        (lambda theta, H: _right_frequencies(theta, H).repeat(2),
-         "there are H of them: the P frequencies, then the same again. Expected one for each pair: "
-         "P = H/2."),
-        (lambda theta, H: 1 / theta ** (torch.arange(H // 2) / H),
-         "the exponent is p/H, so they fall only to about 1/sqrt(rope_theta). It is p/P, which is "
-         "2p/H."),
-        (lambda theta, H: 1 / theta ** (torch.arange(1, H // 2 + 1) / (H // 2)),
-         "the first pair does not rotate by 1 radian. Do your pairs count from 1? They count from "
-         "0."),
-        (lambda theta, H: 1 / theta ** torch.linspace(0, 1, H // 2),
-         "the last frequency is 1/rope_theta. The exponent p/P ends one step short of 1."),
-        (lambda theta, H: 1 / _right_frequencies(theta, H),
-         "they grow from pair to pair. Each is 1 over what you have."),
-        (lambda theta, H: 2 * math.pi / _right_frequencies(theta, H),
-         "these are wavelengths, in positions per turn. The frequency is 2 pi divided by that."),
-        (lambda theta, H: _right_frequencies(theta, H) * 180 / math.pi,
-         "these are degrees. RoPE's angles are in radians: rope_theta to the power -p/P, with no "
-         "other factor."),
-        (lambda theta, H: 2 * math.pi * _right_frequencies(theta, H),
-         "a factor of 2 pi is too much. These are radians per position, not turns."),
-        (lambda theta, H: _right_frequencies(theta, H) ** 2,
-         "the exponent is twice too large. Does it contain a 2 twice, as in "
-         "2 * torch.arange(0, H, 2)?"),
-        (lambda theta, H: torch.ones(H // 2),
-         "all frequencies are 1. Does the exponent contain a // that rounds it to 0?"),
-        (lambda theta, H: 1 - torch.arange(H // 2) / (H // 2),
-         "they fall in equal steps. From pair to pair it is the ratio that stays the same, not the "
-         "difference."),
-        (lambda theta, H: _right_frequencies(500000.0, H),
-         "rope_theta is typed in: 500000 is Llama 3's. Use the argument."),
-        (lambda theta, H: _right_frequencies(10000.0, H),
-         "rope_theta is typed in: 10000 is from the paper and from Llama 2. Use the argument."),
-    ],
-    properties=[
-        (of_each(lambda found, theta, H: abs(found[0] - 1) < 1e-4),
-         "the first frequency is not 1. Pairs count from 0, so its exponent is 0, and there is no "
-         "other factor."),
-        (of_each(lambda found, theta, H: bool((found[1:] < found[:-1]).all())),
-         "they do not fall from pair to pair. The exponent -p/P falls as p grows."),
-        (answer_property(lambda answer, theta, H: not agree(
-            answer(3 * theta, H), answer(theta, H))),
-         "rope_theta has no effect on the result. Is a number typed in instead?"),
-        (of_each(_ratio_is_right),
-         "from one pair to the next, the frequency is not divided by rope_theta to the power 1/P. "
-         "Look at the exponent."),
-    ],
-    but=[
-        (loops,
-         "it loops over the pairs. torch.arange holds every p at once, and one expression gives "
-         "all frequencies."),
-    ],
-)  # fmt: skip
+def _rotation_cases():  # the bases are small, so no frequency is tiny
+    return {
+        "x [2, 1, 4]": _rotation_case(1, (2, 1, 4), 0, 100.0),
+        "x [5, 3, 10]": _rotation_case(2, (5, 3, 10), 0, 50.0),
+        "x [1, 2, 14], one token at position 1005": _rotation_case(3, (1, 2, 14), 1005, 20.0),
+        "x [2, 4, 3, 6], a batch of 2": _rotation_case(4, (2, 4, 3, 6), 0, 20.0),
+        "x [4, 2, 8] in bfloat16, at positions 1000 to 1003": _rotation_case(
+            5, (4, 2, 8), 1000, 10.0, torch.bfloat16
+        ),
+    }
 
 
-# --- The rotation of one vector, without complex numbers ------------------------------------------
+def _parts(x, rotations):
+    """First and second numbers of all pairs, cosines, sines."""
+    cos, sin = rotations.real[:, None, :], rotations.imag[:, None, :]
+    return x[..., 0::2].float(), x[..., 1::2].float(), cos, sin
 
 
-def _rotation_cases():
-    sizes = ((1, 2, 2, 100.0), (2, 5, 1, 50.0), (3, 3, 7, 20.0), (4, 4, 60, 10.0))
-    return [(*drawn(seed, 2 * P), t, _frequencies(theta, P)) for seed, P, t, theta in sizes]
-
-
-def _turned(x, angles):
-    a, b = x[0::2], x[1::2]
-    return angles.cos() * a - angles.sin() * b, angles.sin() * a + angles.cos() * b
+def _rotated_parts(x, rotations):
+    a, b, cos, sin = _parts(x, rotations)
+    return cos * a - sin * b, sin * a + cos * b
 
 
 def _interleaved(first, second):
-    return torch.stack([first, second], dim=-1).flatten()
+    return torch.stack([first, second], dim=-1).flatten(-2)
 
 
-def _rotated(x, position, frequencies):
-    return _interleaved(*_turned(x, position * frequencies))
+def _halves_paired(x, rotations):
+    first, second = _rotated_parts(_interleaved(*x.chunk(2, dim=-1)), rotations)
+    return torch.cat([first, second], dim=-1).type_as(x)
 
 
-def _halves_paired(x, position, frequencies):
-    return torch.cat(_turned(_interleaved(*x.chunk(2)), position * frequencies))
+def _wrong_sign(x, rotations):
+    a, b, cos, sin = _parts(x, rotations)
+    return _interleaved(cos * a + sin * b, sin * a + cos * b).type_as(x)
 
 
-def _wrong_sign(x, position, frequencies):
-    a, b, angles = x[0::2], x[1::2], position * frequencies
-    first = angles.cos() * a + angles.sin() * b
-    return _interleaved(first, angles.sin() * a + angles.cos() * b)
+def _overwritten(x, rotations):
+    a, b, cos, sin = _parts(x, rotations)
+    first = cos * a - sin * b
+    return _interleaved(first, sin * first + cos * b).type_as(x)
 
 
-def _overwritten(x, position, frequencies):
-    angles = position * frequencies
-    a = angles.cos() * x[0::2] - angles.sin() * x[1::2]
-    return _interleaved(a, angles.sin() * a + angles.cos() * x[1::2])
+def _number_by_number(x, rotations):
+    a, b, cos, sin = _parts(x, rotations)
+    return _interleaved(cos * a, sin * b).type_as(x)
 
 
-def _angles_of_halves(x, position, frequencies):
-    angles = (position * frequencies).repeat(2)
-    return x * angles.cos() + _interleaved(-x[1::2], x[0::2]) * angles.sin()
+def _cosines_only(x, rotations):
+    a, b, cos, sin = _parts(x, rotations)
+    return _interleaved(cos * a, cos * b).type_as(x)
 
 
-def _lengths(x):
-    return x.view(-1, 2).norm(dim=-1)
+def _angles_of_halves(x, rotations):
+    a, b, cos, sin = _parts(x, rotations)
+    quarter = _interleaved(-b, a)
+    return (x * cos.repeat(1, 1, 2) + quarter * sin.repeat(1, 1, 2)).type_as(x)
 
 
-def _quarter_is_right(answer, x, position, frequencies):
+def _in_the_type_of_x(x, rotations):
+    a, b, cos, sin = (part.type_as(x) for part in _parts(x, rotations))
+    return _interleaved(cos * a - sin * b, sin * a + cos * b)
+
+
+def _in_float32(holds):
+    """A property of each result (or answer), asked of float32 alone: bfloat16 rounds too much."""
+    return lambda given, x, rotations: x.dtype != torch.float32 or holds(given, x, rotations)
+
+
+def _pair_lengths(x):
+    return x.unflatten(-1, (-1, 2)).norm(dim=-1)
+
+
+def _quarter_is_right(answer, x, rotations):
     """Whether only pair 0 rotates if its angle is pi/2 and the others' is 0."""
-    quarter = torch.zeros_like(frequencies)
-    quarter[0] = math.pi / 2
-    return agree(answer(x, 1, quarter), torch.cat([-x[1:2], x[0:1], x[2:]]))
+    quarter = torch.ones_like(rotations)
+    quarter[:, 0] = 1j
+    return agree(answer(x, quarter), torch.cat([-x[..., 1:2], x[..., 0:1], x[..., 2:]], dim=-1))
 
 
-def _uses_complex(tree):
-    names = "complex", "complex64", "complex128", "cfloat", "polar", "view_as_complex"
-    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    return uses(*names)(tree) or any(isinstance(value, complex) for value in constants)
+def _last_is_alone(answer, x, rotations):
+    return agree(answer(x[..., -1:, :, :], rotations[-1:]), answer(x, rotations)[..., -1:, :, :])
 
 
 rotate = Exercise(
-    "x [H], position, frequencies [P] -> [H]: one vector rotated, neighbours as pairs.",
-    right=_rotated,
+    "x [..., T, N, H], rotations [T, P] complex -> [..., T, N, H]: every pair of neighbours "
+    "multiplied by its position's rotation, in float32, then cast back to the type of x.",
+    right=model.rotate,
     cases=_rotation_cases,
     mistakes=[
         (_halves_paired,
          "number i is paired with number i + P, as in Hugging Face's code. Meta pairs neighbours: "
          "0 and 1, 2 and 3, ..."),
-        (lambda x, t, f: torch.cat(_turned(x, t * f)),
+        (lambda x, r: torch.cat(_rotated_parts(x, r), dim=-1).type_as(x),
          "the numbers are right, but in the wrong places: first numbers of all pairs, then all "
          "second ones. Each pair goes back to where it was."),
-        (lambda x, t, f: _rotated(x, -t, f),
+        (lambda x, r: model.rotate(x, r.conj()),
          "the pairs rotate clockwise. Which of the two sines has the minus?"),
         (_wrong_sign,
          "a sine has the wrong sign, so lengths change. The minus is in the first number of a "
@@ -174,50 +140,56 @@ rotate = Exercise(
         (_overwritten,
          "the second number of a pair is computed from the first one after its rotation. Both need "
          "the old a and b: give the new numbers other names."),
-        (lambda x, t, f: _interleaved(*_turned(x, math.pi / 2 - t * f)),
+        (lambda x, r: model.rotate(x, 1j * r.conj()),
          "sine and cosine are swapped."),
+        (_number_by_number,
+         "a is multiplied by the cosine and b by the sine, each by itself. In a complex product "
+         "both new numbers need both old ones."),
+        (_cosines_only,
+         "both numbers of a pair are multiplied by the cosine, and the sine is missing. Is it the "
+         "real part of the rotation alone?"),
         (_angles_of_halves,
-         "the angles are in another order than the pairs: f0, f1, ... and then the same again. The "
+         "the angles are in another order than the pairs: 0 to P - 1, and then the same again. The "
          "two numbers of a pair share one angle: repeat_interleave(2)."),
-        (lambda x, t, f: _rotated(x, t - 1, f),
-         "it rotates by one position too little. Positions count from 0: use the argument as it "
-         "is."),
-        (lambda x, t, f: _rotated(x, t + 1, f),
-         "it rotates by one position too many. Positions count from 0: use the argument as it is."),
-        (lambda x, t, f: _rotated(x, t, f * math.pi / 180),
-         "the angle is taken as degrees. Position times frequency is in radians already."),
-        (lambda x, t, f: _rotated(x, t, torch.ones_like(f)),
-         "every pair rotates by the position alone. Its own frequency is missing."),
-        (lambda x, t, f: _rotated(x, 1, f),
-         "the position is left out: this is the rotation of position 1."),
-        (lambda x, t, f: torch.complex(*_turned(x, t * f)),
+        (lambda x, r: torch.complex(*_rotated_parts(x, r)),
          "the result is complex, one number for each pair. view_as_real and flatten make H real "
          "ones of them."),
-        (lambda x, t, f: _rotated(x, t, f).view(-1, 2),
-         "the result is [P, 2]. A flatten() is missing."),
+        (lambda x, r: model.rotate(x, r).unflatten(-1, (-1, 2)),
+         "the result is [..., P, 2]. Its last two dimensions are still to be made one: "
+         "flatten(-2)."),
+        (lambda x, r: model.rotate(x.float(), r),
+         "for a bfloat16 x the result is float32. Cast it back to the type of x at the end."),
+        (_in_the_type_of_x,
+         "for a bfloat16 x the product is computed in bfloat16. Make x float32 first, and cast "
+         "only the result."),
     ],
     properties=[
-        (of_each(lambda found, x, t, f: agree(found.norm(), x.norm())),
-         "the length of the vector changes, and a rotation keeps it. Look at the signs, and "
-         "whether both new numbers of a pair come from the old a and b."),
-        (of_each(lambda found, x, t, f: agree(_lengths(found), _lengths(x))),
+        (of_each(_in_float32(lambda found, x, r: agree(found.norm(dim=-1), x.norm(dim=-1)))),
+         "the length of a vector changes, and a rotation keeps it. Look at the signs, and whether "
+         "both new numbers of a pair come from the old a and b."),
+        (of_each(_in_float32(lambda found, x, r: agree(_pair_lengths(found), _pair_lengths(x)))),
          "the length of a pair changes. Numbers 0 and 1 form a pair, then 2 and 3; both of its "
          "numbers have the same angle, and the pair goes back to where it was."),
-        (answer_property(lambda answer, x, t, f: agree(answer(x, 0, f), x)),
-         "position 0 is rotated. There all angles are 0, so the vector stays as it is."),
-        (answer_property(_quarter_is_right),
+        (answer_property(_in_float32(lambda answer, x, r: agree(answer(x, r**0), x))),
+         "with all angles 0, x changes. There every rotation is 1, so x stays as it is."),
+        (answer_property(_in_float32(_quarter_is_right)),
          "with an angle of pi/2 for pair 0 and 0 for the others, (a, b) of pair 0 should become "
-         "(-b, a) and the rest should stay. Look at the minus, at the order of the pairs, and "
-         "whether the angles are in radians."),
-        (answer_property(lambda answer, x, t, f: agree(answer(x, t, f), answer(x, 1, t * f))),
-         "the angle of a pair is not its position times its own frequency. Are both used?"),
+         "(-b, a) and the rest should stay. Look at the minus and at the order of the pairs."),
+        (answer_property(_in_float32(_last_is_alone)),
+         "a position's result changes with the other positions in x. Row t of the rotations "
+         "belongs to position t of x, for all heads alike."),
     ],
     but=[
-        (_uses_complex,
-         "it uses complex numbers. Do it with the sines and cosines of real ones."),
         (loops,
-         "it loops over the pairs. x[0::2] and x[1::2] take all of them at once."),
+         "it loops. Give the rotations a dimension for the heads, and one product is enough."),
     ],
+    hints=(
+        "Where a dimension of size 2 stands last, each two numbers are one pair; `unflatten` makes "
+        "such a dimension. Then equation 3.3, or 3.4 by `torch.view_as_complex`.",
+        "x has its heads between T and H, and the rotations have nothing there: `rotations[:, "
+        "None, :]`. And which type has the result, if x is bfloat16?",
+    ),
+    dtype=True,
 )  # fmt: skip
 
 
@@ -225,12 +197,19 @@ rotate = Exercise(
 
 
 def _product_cases():
-    sizes = ((1, 2, 2, 100.0), (2, 5, -3, 50.0), (3, 4, 6, 20.0), (4, 3, 0, 20.0))
+    sizes = ((1, 2, 2, 100.0), (2, 5, -3, 50.0), (3, 4, 1030, 20.0), (4, 3, 0, 20.0))
     return [(*drawn(seed, 2 * P, 2 * P), d, _frequencies(theta, P)) for seed, P, d, theta in sizes]
 
 
+def _at(x, position, frequencies):
+    """One vector [H], rotated for a position."""
+    angles = position * frequencies
+    rotations = torch.polar(torch.ones_like(angles), angles)
+    return model.rotate(x[None, None], rotations[None])[0, 0]
+
+
 def _product(q, k, distance, frequencies):
-    return _rotated(q, distance, frequencies) @ k
+    return _at(q, distance, frequencies) @ k
 
 
 def _by_pair(q, k, distance, frequencies, conjugated=True):
@@ -268,7 +247,7 @@ relative_product = Exercise(
          "the sum is complex. q.k is its real part."),
         (lambda *case: _by_pair(*case).real,
          "these are P numbers, one for each pair. q.k is their sum."),
-        (lambda q, k, d, f: _rotated(q, d, f) * k,
+        (lambda q, k, d, f: _at(q, d, f) * k,
          "these are H numbers, each a product of two. q.k is their sum."),
         (lambda q, k, d, f: _product(q, k, d, f) / math.sqrt(len(q)),
          "the product is divided by sqrt(H). That is right for a score (notebook 04); here q.k "
@@ -277,6 +256,8 @@ relative_product = Exercise(
          "every pair rotates by the distance alone. Its own frequency is missing."),
         (lambda q, k, d, f: _product(*(_interleaved(*x.chunk(2)) for x in (q, k)), d, f),
          "number i is paired with number i + P. Meta pairs neighbours: 0 and 1, 2 and 3, ..."),
+        (lambda q, k, d, f: _product(q, k, torch.tensor(d).bfloat16().float(), f),
+         "a distance of 1030 is rounded. bfloat16 keeps 8 bits and has no 1030: use float32."),
     ],
     properties=[
         (answer_property(lambda answer, q, k, d, f: agree(answer(q, k, 0, f), q @ k)),
@@ -292,6 +273,12 @@ relative_product = Exercise(
         (answer_property(_direction_is_right),
          "it rotates the wrong way: the query goes by +distance, or the key by -distance."),
     ],
+    hints=(
+        "Either follow equation 3.7, or choose the two positions yourself: if the key stands at 0, "
+        "where does the query stand?",
+        "A vector at position 0 is not rotated. So rotate one of the two by the distance, pair by "
+        "pair, and take the dot product with the other.",
+    ),
 )  # fmt: skip
 
 
@@ -360,18 +347,24 @@ half_split = Exercise(
          "the first row of a head is not its first row any more. The even rows come first, "
          "beginning with row 0."),
     ],
+    hints=(
+        "Read the rows of one head as [P, 2]: which pair, and which of its two. In which order do "
+        "the same rows stand in the other layout?",
+        "With a dimension for the heads in front, [N, P, 2, D], nothing but the order of two "
+        "dimensions changes.",
+    ),
 )  # fmt: skip
 
 
 # --- The scaling of Llama 3.1 ---------------------------------------------------------------------
 
 
-def _turns(frequencies, length):
+def _full_rotations(frequencies, length):
     return frequencies * length / (2 * math.pi)
 
 
 def _ramp(frequencies, low, high, length):
-    return (_turns(frequencies, length) - low) / (high - low)
+    return (_full_rotations(frequencies, length) - low) / (high - low)
 
 
 def _mixed(kept, frequencies, factor):
@@ -384,7 +377,7 @@ def _scaled(frequencies, factor, low, high, length):
 
 def _border(at):
     def hard(frequencies, factor, low, high, length):
-        is_slow = _turns(frequencies, length) < (low, high)[at]
+        is_slow = _full_rotations(frequencies, length) < (low, high)[at]
         return torch.where(is_slow, frequencies / factor, frequencies)
 
     return hard
@@ -407,12 +400,12 @@ def _has_effect(i):
 
 
 def _high_are_kept(found, frequencies, factor, low, high, length):
-    there = _turns(frequencies, length) > high
+    there = _full_rotations(frequencies, length) > high
     return agree(found[there], frequencies[there])
 
 
 def _low_are_divided(found, frequencies, factor, low, high, length):
-    there = _turns(frequencies, length) < low
+    there = _full_rotations(frequencies, length) < low
     return agree(found[there], frequencies[there] / factor)
 
 
@@ -431,30 +424,30 @@ rope_scaling = Exercise(
     ],
     mistakes=[
         (lambda f, *rest: f,
-         "nothing has changed: these are the frequencies of Llama 3 itself. s comes from the turns "
-         "in the old context, frequency * original_length / (2 pi); what do you compare with low "
-         "and high?"),
+         "nothing has changed: these are the frequencies of Llama 3 itself. s comes from r, the "
+         "full rotations in the old context, frequency * original_length / (2 pi). Which number do "
+         "you compare with low and high?"),
         (lambda f, factor, *rest: f / factor,
-         "every frequency is divided by the factor. The high ones, with more than `high` turns in "
-         "the old context, stay as they are."),
+         "every frequency is divided by the factor. The high ones, with more than `high` full "
+         "rotations in the old context, stay as they are."),
         (_border(0),
-         "there is no ramp: a frequency is either divided or kept. Between `low` and `high` turns "
-         "it is mixed."),
+         "there is no ramp: a frequency is either divided or kept. Between `low` and `high` full "
+         "rotations it is mixed."),
         (_border(1),
-         "there is no ramp, and the border is at `high`. Between `low` and `high` turns a "
-         "frequency is mixed."),
+         "there is no ramp, and the border is at `high`. Between `low` and `high` full "
+         "rotations a frequency is mixed."),
         (_over_wavelengths,
-         "the ramp is linear in the wavelength. It is linear in the number of turns in the old "
-         "context."),
+         "the ramp is linear in the wavelength. It is linear in r, the number of full rotations in "
+         "the old context."),
         (lambda f, factor, low, high, n: _mixed(1 - _ramp(f, low, high, n).clamp(0, 1), f, factor),
          "the high frequencies are divided and the low ones kept. It is the other way round; are "
          "low and high swapped, or s and 1 - s?"),
         (lambda f, factor, low, high, n: _mixed(_ramp(f, low, high, n), f, factor),
          "the ramp goes on below 0 and above 1. It needs a clamp(0, 1)."),
         (lambda f, factor, low, high, n: _mixed(_ramp(f, low, high, n).clamp(max=1), f, factor),
-         "s has no lower bound: for pairs with fewer than `low` turns, s = 0."),
+         "s has no lower bound: for pairs with fewer than `low` full rotations, s = 0."),
         (lambda f, factor, low, high, n: _mixed(_ramp(f, low, high, n).clamp(min=0), f, factor),
-         "s has no upper bound: for pairs with more than `high` turns, s = 1."),
+         "s has no upper bound: for pairs with more than `high` full rotations, s = 1."),
         (lambda f, factor, low, high, n: _scaled(f, factor, 1, 4, n),
          "1 and 4 are typed in. Use the arguments low and high."),
         (lambda f, factor, low, high, n:
@@ -462,7 +455,7 @@ rope_scaling = Exercise(
          "wavelengths are mixed. Mix the frequencies: s * frequency + (1 - s) * frequency / "
          "factor."),
         (lambda f, factor, *rest: _scaled(f, 1 / factor, *rest),
-         "the low frequencies have grown. A longer wave has a lower frequency: divide by the "
+         "the low frequencies have grown. Longer texts need lower ones: divide by the "
          "factor."),
         (lambda f, factor, *rest: _scaled(f, 8.0, *rest),
          "the factor 8 is typed in, as in Meta's reference code. Llama 3.2 has 32: use the "
@@ -470,17 +463,17 @@ rope_scaling = Exercise(
         (lambda f, factor, low, high, n: _scaled(f, factor, low, high, 8192),
          "the old context of 8192 is typed in. Use the argument."),
         (lambda f, factor, low, high, n: _scaled(f, factor, low, high, n * 2 * math.pi),
-         "2 pi is missing: in n positions a pair makes n * frequency / (2 pi) turns."),
+         "2 pi is missing: in n positions a pair makes n * frequency / (2 pi) full rotations."),
     ],
     properties=[
         *((_has_effect(i), f"`{name}` has no effect on the result. Is a number typed in instead?")
           for i, name in enumerate(("factor", "low", "high", "original_length"), 1)),
         (of_each(_high_are_kept),
-         "a frequency with more than `high` turns in the old context has changed. It is kept: "
-         "s = 1."),
+         "a frequency with more than `high` full rotations in the old context has changed. It is "
+         "kept: s = 1."),
         (of_each(_low_are_divided),
-         "a frequency with fewer than `low` turns in the old context is not divided by the factor. "
-         "There s = 0."),
+         "a frequency with fewer than `low` full rotations in the old context is not divided by "
+         "the factor. There s = 0."),
     ],
     but=[
         (loops,
@@ -489,6 +482,11 @@ rope_scaling = Exercise(
          "it distinguishes the three kinds of pairs with `if` or `where`. One formula with a clamp "
          "covers all three."),
     ],
+    hints=(
+        "The third line of equation 3.8 can say it all. With which s is it the first line, and "
+        "with which the second?",
+        "What does the formula for s give above `high`, and below `low`? Keep it between 0 and 1.",
+    ),
 )  # fmt: skip
 
 

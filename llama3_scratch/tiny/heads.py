@@ -1,7 +1,7 @@
 """What each head does: its attention between tokens that the generator knows to be related."""
 
 import re
-from itertools import accumulate
+from itertools import accumulate, count
 from random import Random
 
 import torch
@@ -87,6 +87,51 @@ PATTERNS = {  # name: (kind of documents, function that returns the pairs (query
     "pronoun to name": ("needs", pairs_pronoun),
     "question to answer": ("facts", pairs_answer("fact")),
 }
+
+
+def marked(text, pattern, tokenizer):
+    """A text whose answers are marked, `[skill| answer]`, and a pattern's name -> ids, pairs."""
+    draft = world.Draft(None)
+    draft.say(text)
+    ids, answers = encode(
+        world.Document(draft.text, "by hand", 0.0, tuple(draft.answers)), tokenizer
+    )
+    places = Places(ids[:-1], tokenizer)  # without end_of_text
+    return ids[:-1], PATTERNS[pattern][1](ids=ids[:-1], answers=answers, places=places)
+
+
+def lists(tokenizer, n_lists=16, n_words=12, seed=4):
+    """Lists of random words, each read twice: "Read: a b c. Again: a b c." -> ids [n_lists, T],
+    the positions of the words in the first copy [n_words] and in the second [n_words].
+
+    Each word is one token. A tokenizer that has too few such words lends any of its tokens.
+    """
+    spaced = [tokenizer.encode(f" {word}", bos=False) for word in world.OTHER_WORDS]
+    single = [ids[0] for ids in spaced if len(ids) == 1]
+    pool = torch.tensor(single if len(single) >= n_words else range(256))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    orders = [torch.randperm(len(pool), generator=generator, device="cpu") for _ in range(n_lists)]
+    words = pool[torch.stack(orders)[:, :n_words].to(pool.device)]
+    read, again, end = (
+        torch.tensor(tokenizer.encode(text, bos=text == "Read:")).expand(n_lists, -1)
+        for text in ("Read:", ". Again:", ".")
+    )
+    first = read.shape[1] + torch.arange(n_words)
+    return torch.cat([read, words, again, words, end], 1), first, first + n_words + again.shape[1]
+
+
+def without(*ablated):
+    """Heads (layer, head) -> an `attend` for one `forward`, in which their outputs are zero."""
+    calls = count()  # `forward` calls it once for each layer, layer 0 first
+
+    def attend_without(query, keys, values, mask):
+        i = next(calls)
+        silent = [head for layer, head in ablated if layer == i]
+        outputs = attend(query, keys, values, mask).clone()  # [..., T, N, H]
+        outputs[..., silent, :] = 0
+        return outputs
+
+    return attend_without
 
 
 def head_scores(probabilities, pairs):

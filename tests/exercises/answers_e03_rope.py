@@ -2,41 +2,64 @@
 
 import math
 
-import numpy as np
 import torch
 
 
-def freqs(theta, H):
-    return 1.0 / theta ** (torch.arange(0, H, 2) / H)
-
-
-def freqs_in_a_loop(theta, H):
-    return torch.tensor([theta ** (-2 * i / H) for i in range(H // 2)])
+def rotation_matrix(angle):
+    return torch.block_diag(
+        *(torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for a in angle)
+    )
 
 
 def turned(x, t, f):
-    a = t * f
-    blocks = torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], -1).view(-1, 2, 2)
-    return torch.block_diag(*blocks) @ x
+    """One vector [H] at position t."""
+    return rotation_matrix(t * f) @ x
 
 
-def turned_as_complex(x, t, f):
-    return torch.view_as_real((x[0::2] + 1j * x[1::2]) * torch.exp(1j * t * f)).flatten()
+def by_matrices(x, r):
+    matrices = torch.stack(list(map(rotation_matrix, r.angle())))  # [T, H, H]
+    return torch.einsum("tij,...tnj->...tni", matrices, x.float()).to(x.dtype)
 
 
-def turned_in_a_loop(x, t, f):
-    return torch.cat([turned(x[2 * p : 2 * p + 2], t, f[p, None]) for p in range(len(f))])
+def by_sines(x, r):
+    angles = r.angle().repeat_interleave(2, dim=1)[:, None]  # [T, 1, H]
+    quarter = torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
+    return (x * angles.cos() + quarter * angles.sin()).to(x.dtype)
 
 
-def rotate_half(x, t, f):
+def one_at_a_time(x, r):
+    return torch.cat([by_sines(x[..., [i], :], r) for i in range(x.shape[-2])], -2)
+
+
+def without_heads(x, r):
+    numbers = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(numbers * r).flatten(-2)
+
+
+def in_bfloat16(x, r):
+    r = r[:, None]
+    cos, sin, a, b = r.real.to(x.dtype), r.imag.to(x.dtype), x[..., ::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).reshape(x.shape)
+
+
+def rotate_half(x, r):
+    angles, (first, second) = r.angle().repeat(1, 2)[:, None], x.float().chunk(2, -1)
+    return (x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()).to(x.dtype)
+
+
+def rotate_half_at(x, t, f):
     angles, (first, second) = torch.cat([f, f]) * t, x.chunk(2)
     return x * angles.cos() + torch.cat([-second, first]) * angles.sin()
 
 
-def names_used_again(x, t, f):
-    a, b, angles = x[0::2], x[1::2], t * f
-    a = a * angles.cos() + b * angles.sin()
-    return torch.stack([a, a * angles.sin() + b * angles.cos()], -1).flatten()
+def names_used_again(x, r):
+    a, b, c, s = x[..., ::2].float(), x[..., 1::2].float(), r[:, None].real, r[:, None].imag
+    a = a * c + b * s
+    return torch.stack([a, a * s + b * c], -1).flatten(-2).to(x.dtype)
+
+
+def from_the_last(x, r):
+    return by_sines(x, r.flip(0))
 
 
 def ordered(w, N, order=None):
@@ -59,8 +82,7 @@ def scaled_in_a_loop(f, *rest):
 
 
 RIGHT = {
-    "e03_rope.frequencies": [freqs, lambda theta, H: np.power(theta, -np.arange(0, H, 2) / H)],
-    "e03_rope.rotate": [turned, lambda x, t, f: turned(x.double(), t, f.double())],
+    "e03_rope.rotate": [by_matrices, by_sines],
     "e03_rope.relative_product": [
         lambda q, k, d, f: q @ turned(k, -d, f),
         lambda q, k, d, f: (turned(q, 9 + d, f) @ turned(k, 9, f)).item(),
@@ -71,33 +93,29 @@ RIGHT = {
         f - f / factor) * ((n * f / math.tau).clip(low, high) - low) / (high - low)],
 }  # fmt: skip
 OTHERS = {  # after a bare comment: two mistakes at once
-    "e03_rope.frequencies": [
-        (freqs_in_a_loop, "loops over the pairs"),
-        (lambda theta, H: freqs(theta, H).tolist(), "expected a tensor"),
-        (lambda theta, H: theta ** -(torch.arange(H // 2) / 2), "to the power 1/P"),
-        #
-        (lambda theta, H: freqs(theta, H) * 360, "first frequency is not 1"),
-        (lambda theta, H: theta ** (torch.arange(H // 2) / H), "do not fall from pair to pair"),
-        (lambda theta, H: 5e5 ** -(torch.arange(H // 2) / H), "rope_theta has no effect"),
-    ],
     "e03_rope.rotate": [
-        (turned_as_complex, "it uses complex numbers"),
-        (turned_in_a_loop, "it loops over the pairs"),
-        (lambda x, t, f: x.copy_(turned(x, t, f)), "it changes its arguments"),
-        (lambda x, t, f: turned(x, t, f.flip(0)), "the order of the pairs"),
-        (lambda x, t, f: turned(x, t**2, f), "position times its own frequency"),
+        (one_at_a_time, "Right, but it loops"),
+        (without_heads, "it raised RuntimeError: The size of tensor a (3) must match"),
+        (in_bfloat16, "the product is computed in bfloat16"),
+        (lambda x, r: by_sines(x.float(), r), "Cast it back to the type of x"),
+        (lambda x, r: by_matrices(x.double(), r), "the dtype is torch.float64"),
+        (lambda x, r: x.copy_(by_sines(x, r)), "it changes its arguments"),
+        (lambda x, r: by_sines(x, r.flip(1)), "the order of the pairs"),
+        (lambda x, r: by_sines(x, r[:1].expand_as(r)), "Row t of the rotations"),
+        (from_the_last, "Row t of the rotations"),
         #
-        (names_used_again, "the length of the vector changes"),
-        (lambda x, t, f: rotate_half(x, -t, f), "the length of a pair changes"),
-        (lambda x, t, f: turned(x, -t - 1, f), "position 0 is rotated"),
-        (lambda x, t, f: turned(x, -t, torch.deg2rad(f)), "angles are in radians"),
+        (names_used_again, "the length of a vector changes"),
+        (lambda x, r: rotate_half(x, r.conj()), "the length of a pair changes"),
+        (lambda x, r: by_sines(x, -r), "with all angles 0"),
+        (lambda x, r: by_sines(x, r.flip(1).conj()), "Look at the minus"),
     ],
     "e03_rope.relative_product": [
-        (lambda q, k, d, f: rotate_half(q, d, f) @ k, "paired with number i + P"),
+        (lambda q, k, d, f: rotate_half_at(q, d, f) @ k, "paired with number i + P"),
         (lambda q, k, d, f: (turned(q, d, f) @ k)[None], "the shape is [1], expected []"),
+        (lambda q, k, d, f: turned(q, float(torch.tensor(d).bfloat16()), f) @ k, "has no 1030"),
         #
         (lambda q, k, d, f: q @ turned(k, d + 1, f), "at distance 0"),
-        (lambda q, k, d, f: rotate_half(q, -d, f) @ k, "numbers 0 and P are paired"),
+        (lambda q, k, d, f: rotate_half_at(q, -d, f) @ k, "numbers 0 and P are paired"),
         (lambda q, k, d, f: turned(q, abs(d), f**0) @ k, "the same as -2"),
         (lambda q, k, d, f: turned(q, -d, f**0) @ k, "it rotates the wrong way"),
     ],
@@ -115,7 +133,7 @@ OTHERS = {  # after a bare comment: two mistakes at once
         (lambda f, factor, low, high, n: scaled(f, factor, 1, high, n), "`low` has no effect"),
         #
         (lambda f, factor, low, high, n: scaled(f, 8, 1, 4, n), "`factor` has no effect"),
-        (lambda *case: scaled(*case[:4], case[4] * math.tau, (None, 2)), "more than `high` turns"),
-        (lambda f, factor, *rest: scaled(f, 1 / factor, *rest, (-1, 1)), "fewer than `low` turns"),
+        (lambda *case: scaled(*case[:4], case[4] * math.tau, (None, 2)), "more than `high` full"),
+        (lambda f, factor, *rest: scaled(f, 1 / factor, *rest, (-1, 1)), "fewer than `low` full"),
     ],
 }  # fmt: skip
