@@ -1,7 +1,10 @@
-"""The exercises of notebook 05: shared heads, merged heads, the stream, the cache, pooled heads."""
+"""The exercises of notebook 05: attention with shared heads, what heads write, cache, pooling."""
+
+import math
 
 import torch
 
+from llama3_scratch import model
 from llama3_scratch.config import PRESETS, Config
 from llama3_scratch.exercises.frame import (
     Exercise,
@@ -11,194 +14,268 @@ from llama3_scratch.exercises.frame import (
     drawn,
     of_each,
 )
-from llama3_scratch.model import rms_norm
+from llama3_scratch.model import causal_mask, linear, rms_norm, rotate, rotations_at
 
-# --- The query heads that share a key/value head --------------------------------------------------
-
-
-def _group(k, N, K):
-    return list(range(k * N // K, (k + 1) * N // K))
+# --- Attention: all heads of a layer --------------------------------------------------------------
 
 
-def _each_head_once(answer, k, N, K):
-    heads = [int(n) for i in range(K) for n in answer(i, N, K)]
-    return sorted(heads) == list(range(N))
+def _layer(seed, config):
+    """Random weights of one layer's attention, by their names within the layer."""
+    shapes = {"wq": config.n_heads, "wk": config.n_kv_heads, "wv": config.n_kv_heads}
+    sizes = [(heads * config.head_dim, config.dim) for heads in shapes.values()]
+    drawn_ones = drawn(seed, *sizes, (config.dim, config.dim), (config.dim,))
+    names = [*(f"attention.{name}.weight" for name in (*shapes, "wo")), "attention_norm.weight"]
+    return dict(zip(names, drawn_ones, strict=True))
 
 
-readers = Exercise(
-    "k, n_heads N, n_kv_heads K -> a list: the query heads that share key/value head k, in order.",
-    right=_group,
-    cases=lambda: [(1, 6, 2), (1, 12, 3), (0, 10, 2), (4, 15, 5), (3, 24, 8), (2, 5, 5), (0, 3, 1)],
-    mistakes=[
-        (lambda k, N, K: list(range(k, N, K)),
-         "these are every K-th head, dealt out like cards. Query heads that share are neighbours: "
-         "head n uses key/value head n // G, not n % K."),
-        (lambda k, N, K: list(range(k * K, (k + 1) * K)),
-         "your groups have K heads each. There are K groups, and each has G = N/K heads."),
-        (lambda k, N, K: list(range(4 * k, 4 * k + 4)),
-         "your groups have four heads each. That is Llama-3-8B; compute G = N/K."),
-        (lambda k, N, K: [n + 1 for n in _group(k, N, K)],
-         "each is one too high: heads count from 0, so the first group begins with head 0."),
-        (lambda k, N, K: _group(k, N, K)[:-1],
-         "the last head of the group is missing: `range` stops before its second argument."),
-        (lambda k, N, K: [*_group(k, N, K), (k + 1) * N // K],
-         "there is one too many: the last one is the first head of the next group."),
-        (lambda k, N, K: [n - N // K for n in _group(k, N, K)],
-         "this is the group before: key/value heads count from 0, and so do their groups."),
-        (lambda k, N, K: [_group(k, N, K)[0], _group(k, N, K)[-1]],
-         "these are the first and the last head of the group. List those between them too."),
-        (lambda k, N, K: list(range(k, N, N // K)),
-         "these are every G-th head. Query heads that share are neighbours: G of them in a row."),
-        (lambda k, N, K: [n // (N // K) for n in range(N)],
-         "this says for each query head which key/value head it uses. List the query heads for "
-         "which that is k."),
-        (lambda k, N, K: k // (N // K),
-         "this is the key/value head that query head k uses. The question is the other way round: "
-         "which query heads share key/value head k?"),
-    ],
-    properties=[
-        (of_each(lambda found, k, N, K: len(found) == N // K),
-         "the number of heads is not G = N/K, the size of a group."),
-        (of_each(lambda found, k, N, K: all(0 <= n < N for n in found)),
-         "the list has heads that do not exist. Query heads count from 0 to N - 1."),
-        (of_each(lambda found, k, N, K: [*found] == [*range(found[0], found[0] + len(found))]),
-         "the heads are not neighbours, in order. A group is G heads in a row."),
-        (answer_property(_each_head_once),
-         "over all k, some query head appears twice or not at all. Each belongs to exactly one "
-         "group, and group k begins at k * G."),
-    ],
-)  # fmt: skip
+def _attention_cases():
+    def case(seed, D, N, K, start, *rows, window=None):
+        config = Config(D, 1, N, K, 10, 4, 1e-5, 10000.0)
+        positions = torch.arange(start, start + rows[-1])
+        mask = causal_mask(positions - start, rows[-1])
+        if window:
+            mask = mask.masked_fill(positions < positions[:, None] - window, -math.inf)
+        x = drawn(seed, (*rows, D))[0]
+        return x, _layer(seed, config), rotations_at(positions, config), mask, config
 
-
-# --- Heads side by side ---------------------------------------------------------------------------
-
-
-def _outputs_cases():
-    numbered = torch.arange(12.0).view(2, 3, 2)
-    return [(numbered,), *((x,) for x in drawn(1, (4, 5, 3), (3, 7, 2), (3, 3, 3), (3, 1, 4)))]
-
-
-def _merged(outputs):
-    return outputs.transpose(0, 1).flatten(1)
-
-
-def _own_numbers(found, outputs):
-    """Whether row t has the numbers of token t, in any order."""
-    return agree(found.sort(-1).values, _merged(outputs).sort(-1).values)
-
-
-merge_heads = Exercise(
-    "The heads' outputs [N, T, H] -> [T, N*H], each token's heads side by side.",
-    right=_merged,
-    cases=_outputs_cases,
-    mistakes=[
-        (lambda x: x.reshape(x.shape[1], -1),
-         "the shape is right and the rows are not: `reshape` takes the numbers head by head, as "
-         "they are in memory, so your row 0 holds many tokens of head 0. First make the token the "
-         "leading dimension."),
-        (lambda x: x.permute(1, 2, 0).flatten(1),
-         "each row holds its own token, but the numbers are in the wrong order: number 0 of every "
-         "head, then number 1 of every head. wo expects all of head 0 first."),
-        (lambda x: x.transpose(0, 1),
-         "the token comes first now, but it still has a matrix [N, H]: flatten that to one row."),
-        (lambda x: x.flatten(0, 1),
-         "heads and tokens share one dimension now, [N*T, H]. A token has one row, in which its "
-         "heads stand side by side."),
-        (lambda x: x.flatten(1),
-         "each row is one head here, with the numbers of all its tokens. A row is one token, with "
-         "the numbers of all its heads: first make the token the leading dimension."),
-        (lambda x: x.mean(0),
-         "this is the mean of the heads. They stay apart here, side by side; wo mixes them."),
-        (lambda x: x.sum(0),
-         "the heads are added up. They stay apart here, side by side; wo adds them, with weights."),
-    ],
-    properties=[
-        (of_each(_own_numbers),
-         "a row does not hold the numbers of its own token, all of them and no others, so tokens "
-         "are mixed and the future is visible. Make the token the leading dimension first."),
-        (of_each(lambda found, x: agree(found[:, : x.shape[2]], x[0])),
-         "each row holds its own token, but not in the right order: the first H numbers are those "
-         "of head 0, as they are; then comes head 1."),
-    ],
-)  # fmt: skip
-
-
-# --- The change that a sub-layer makes ------------------------------------------------------------
-
-
-def _previous(x):
-    """[T, D] -> [T, D], in place of attention: each row from itself and the row before."""
-    return torch.tanh(x + 2 * x.roll(1, 0))
-
-
-def _mean_so_far(x):
-    """[T, D] -> [T, D], in place of attention: each row from all rows so far."""
-    return torch.sin(x.cumsum(0)) + x * x
-
-
-def _stream_cases():
-    large, small, long = drawn(0, (3, 5), (4, 6), (5, 2))
-    for_large, for_small, for_long = drawn(1, (5,), (6,), (2,))
-    with_zeros = torch.cat([torch.zeros(1, 2), 5 * long])
+    x, weights, *others = case(5, 12, 6, 3, 7, 1)
+    whole = {name: weight.sign().bfloat16() for name, weight in weights.items()}  # exact sums
     return {
-        "a stream [3, 5]": (3 * large, for_large, 1e-5, _previous),
-        "a stream [4, 6] of small numbers": (small / 9, for_small, 1e-2, _mean_so_far),
-        "a stream [6, 2] with a row of zeros": (with_zeros, for_long, 1e-5, _previous),
-    }
+        "2 tokens (D 4, N 2, K 1, H 2)": case(0, 4, 2, 1, 0, 2),
+        "5 tokens (D 24, N 6, K 2, H 4)": case(1, 24, 6, 2, 0, 5),
+        "7 tokens from position 3000 on (D 16, N 8, K 4, H 2)": case(2, 16, 8, 4, 3000, 7),
+        "a mask with a window (D 36, N 6, K 3, H 6)": case(3, 36, 6, 3, 0, 8, window=2),
+        "a batch of 2 texts (D 32, N 4, K 2, H 8)": case(4, 32, 4, 2, 0, 2, 5),
+        "K = N, nothing shared (D 12, N 3, K 3, H 4)": case(6, 12, 3, 3, 0, 4),
+        "1 token in bfloat16, whole numbers (D 12, N 6, K 3, H 2)":
+            (x.sign().bfloat16(), whole, *others),
+    }  # fmt: skip
 
 
-def _changed(stream, weight, eps, sublayer):
-    return stream + sublayer(rms_norm(stream, weight, eps))
+def _cut(x, H):
+    return x.unflatten(-1, (-1, H))
 
 
-def _all_on_the_copy(stream, weight, eps, sublayer):
-    normed = rms_norm(stream, weight, eps)
-    return normed + sublayer(normed)
+def _cut_wrongly(x, H):
+    """[..., T, N*H] -> [..., T, N, H] by way of [..., N, T, H], without a transpose."""
+    return x.reshape(*x.shape[:-2], -1, x.shape[-2], H).transpose(-3, -2)
 
 
-def _input_is_right(answer, stream, weight, eps, sublayer):
-    inputs = []
-    answer(stream, weight, eps, lambda x: inputs.append(x) or sublayer(x))
-    return bool(inputs) and agree(inputs[0], rms_norm(stream, weight, eps))
+def _interleaved(x, H):
+    return x.unflatten(-1, (H, -1)).transpose(-2, -1).contiguous()
 
 
-add_change = Exercise(
-    "stream [T, D], weight [D], eps, a function [T, D] -> [T, D] -> the new stream [T, D].",
-    right=_changed,
-    cases=_stream_cases,
+def _tiled(x, G):
+    return torch.cat([x] * G, dim=-2)
+
+
+def _repeated(x, G):
+    return x.repeat_interleave(G, dim=-2)
+
+
+def _first_only(x, G):
+    return x[..., :1, :].expand(*x.shape[:-2], G * x.shape[-2], x.shape[-1])
+
+
+def _side_by_side(outputs):
+    return outputs.transpose(-3, -2).flatten(-2)
+
+
+def _attention(
+    cut=_cut, turned="qk", repeat=(_repeated, _repeated), scale=lambda H, D: H**-0.5,
+    masked=lambda mask, scores: mask, merge=_side_by_side,
+    last=lambda x, merged, wo: linear(merged, wo), before=lambda x, weights, config: x,
+):  # fmt: skip
+    """`model.attention` longhand, with one step or another done wrongly."""
+
+    def answer(x, weights, rotations, mask, config):
+        H, G = config.head_dim, config.n_heads // config.n_kv_heads
+        rows = before(x, weights, config)
+        heads = {w: cut(linear(rows, weights[f"attention.w{w}.weight"]), H) for w in "qkv"}
+        heads |= {w: rotate(heads[w], rotations) for w in turned}
+        keys, values = (again(heads[w], G) for w, again in zip("kv", repeat, strict=True))
+        query, keys, values = (x.transpose(-3, -2) for x in (heads["q"], keys, values))
+        scores = query @ keys.transpose(-2, -1) * scale(H, config.dim)
+        hidden = masked(mask, scores).type_as(scores)
+        probabilities = (scores + hidden).float().softmax(-1).type_as(query)
+        return last(x, merge(probabilities @ values), weights["attention.wo.weight"])
+
+    return answer
+
+
+def _one_large_head(x, weights, rotations, mask, config):
+    """One pattern for all heads: queries and keys are not cut, so scores are sums over heads."""
+    H, G = config.head_dim, config.n_heads // config.n_kv_heads
+    query, key, value = (
+        _cut(linear(x, weights[f"attention.w{w}.weight"]), H) for w in "qkv"
+    )  # fmt: skip
+    query, key = rotate(query, rotations).flatten(-2), _repeated(rotate(key, rotations), G)
+    scores = query @ key.flatten(-2).transpose(-2, -1) / math.sqrt(config.dim) + mask
+    merged = scores.float().softmax(-1).type_as(x) @ _repeated(value, G).flatten(-2)
+    return linear(merged, weights["attention.wo.weight"])
+
+
+def _own_mask(mask, scores):
+    T, S = mask.shape
+    return causal_mask(torch.arange(T) + S - T, S)
+
+
+def _zero_wo(answer, x, weights, *others):
+    name = "attention.wo.weight"
+    return not answer(x, weights | {name: torch.zeros_like(weights[name])}, *others).any()
+
+
+def _first_row(answer, x, weights, rotations, mask, config):
+    """Row 0 attends only to itself: its change is wo times its own values, whatever the scores."""
+    value = _cut(linear(x, weights["attention.wv.weight"]), config.head_dim)
+    merged = _repeated(value, config.n_heads // config.n_kv_heads).flatten(-2)
+    change = linear(merged, weights["attention.wo.weight"])
+    return agree(answer(x, weights, rotations, mask, config)[..., 0, :], change[..., 0, :])
+
+
+def _no_leak(answer, x, *others):
+    later = x.clone()
+    later[..., -1, :] += 1
+    a, b = answer(x, *others), answer(later, *others)
+    return agree(a[..., :-1, :], b[..., :-1, :])
+
+
+attention = Exercise(
+    "Normalised rows x [..., T, D], one layer's weights, rotations [T, P], mask [T, S], config -> "
+    "the change [..., T, D] that all heads of the layer make together.",
+    right=model.attention,
+    cases=_attention_cases,
+    dtype=True,
+    hints=(
+        "In which order do the numbers of a token's row of queries stand? Cut the last dimension "
+        "first: [..., T, N*H] -> [..., T, N, H], and K in place of N for keys and values. "
+        "my_rotate takes them as they are now. my_attend attends along the last but one dimension, "
+        "so for it the heads have to move in front of the tokens.",
+        "my_attend wants as many heads of keys and of values as there are query heads. Which "
+        "copies have to be neighbours? (torch has repeat_interleave, and it has repeat.) "
+        "Afterwards undo the move: a row of the result belongs to one token, with its heads side "
+        "by side, and only then comes the last matrix.",
+    ),
     mistakes=[
-        (_all_on_the_copy,
-         "the change is added to the normalised copy. The stream itself goes on as it is; only the "
-         "sub-layer sees the copy."),
-        (lambda x, weight, eps, sublayer: x + sublayer(x),
-         "the sub-layer gets the stream as it is. It expects a normalised copy."),
-        (lambda x, weight, eps, sublayer: rms_norm(x, weight, eps) + sublayer(x),
-         "the two are exchanged: the sub-layer gets the normalised copy, and its result is added "
-         "to the stream as it is."),
-        (lambda x, weight, eps, sublayer: rms_norm(_changed(x, weight, eps, sublayer), weight, eps),
-         "the sum is normalised as well. Only the input of the sub-layer is normalised; the next "
-         "sub-layer makes a copy of its own."),
-        (lambda x, weight, eps, sublayer: sublayer(rms_norm(x, weight, eps)),
-         "this is the change alone. Add it to the stream."),
-        (lambda x, weight, eps, sublayer: rms_norm(x + sublayer(x), weight, eps),
-         "this normalises after the addition, as the first Transformer of 2017 did. Llama 3 "
-         "normalises before the sub-layer, and leaves the sum as it is."),
-        (lambda x, weight, eps, sublayer: x + rms_norm(sublayer(x), weight, eps),
-         "this normalises the change, after the sub-layer. Llama 3 normalises its input."),
-        (lambda x, weight, eps, sublayer: x + sublayer(rms_norm(x, torch.ones_like(weight), eps)),
-         "the norm's weight is left out: each column of the normalised copy has its own factor."),
+        (_attention(cut=_cut_wrongly),
+         "the heads are cut in the wrong order. A token's row holds its N heads one after "
+         "another, so cut [..., T, N*H] into [..., T, N, H], and exchange T and N only then. Your "
+         "view goes to [..., N, T, H] at once and mixes tokens with heads."),
+        (_attention(cut=_interleaved),
+         "each row is cut into H pieces of N numbers. A head's H numbers are neighbours: N pieces "
+         "of H."),
+        (_attention(merge=lambda o: o.reshape(*o.shape[:-3], o.shape[-2], -1)),
+         "the outputs are put together in the wrong order. They are [..., N, T, H], and a reshape "
+         "takes the numbers as they are in memory, so a row of your result holds several tokens "
+         "of one head. First make it [..., T, N, H]."),
+        (_attention(merge=lambda o: o.transpose(-3, -2).transpose(-2, -1).flatten(-2)),
+         "a row holds its own token, but number 0 of every head, then number 1 of every head. wo "
+         "expects all of head 0 first."),
+        (_attention(repeat=(_tiled, _tiled)),
+         "keys and values are tiled: 0 1 0 1. Then query head n reads key/value head n % K. Query "
+         "heads that share are neighbours, n // G: repeat each head G times in a row, 0 0 1 1."),
+        (_attention(repeat=(_tiled, _repeated)),
+         "the values are repeated as they should be, but the keys are tiled: 0 1 0 1. Query head n "
+         "reads both at n // G."),
+        (_attention(repeat=(_repeated, _tiled)),
+         "the keys are repeated as they should be, but the values are tiled: 0 1 0 1. Query head n "
+         "reads both at n // G."),
+        (_attention(repeat=(_first_only, _first_only)),
+         "all query heads read key/value head 0. There are K, and query head n reads n // G."),
+        (_one_large_head,
+         "all heads have one pattern in common: the scores are sums over all N heads. Each head "
+         "has scores and a softmax of its own, so cut queries and keys into heads first."),
+        (_attention(scale=lambda H, D: D**-0.5),
+         "the scores are divided by the square root of D. Each is a product of H numbers: divide "
+         "by the square root of H."),
+        (_attention(scale=lambda H, D: 1 / H),
+         "the scores are divided by H. If you divide by the square root yourself, my_attend does "
+         "it a second time."),
+        (_attention(scale=lambda H, D: 1), "the scores are not divided by the square root of H."),
+        (_attention(turned=""),
+         "nothing is rotated, so no head knows where a token stands. Rotate queries and keys."),
+        (_attention(turned="q"), "only the queries are rotated. Rotate the keys as well."),
+        (_attention(turned="k"), "only the keys are rotated. Rotate the queries as well."),
+        (_attention(turned="qkv"),
+         "the values are rotated too. Positions belong in the scores: rotate queries and keys, and "
+         "leave the values as they are."),
+        (_attention(turned="qv"),
+         "queries and values are rotated. It is queries and keys that are."),
+        (_attention(masked=lambda mask, scores: torch.zeros_like(mask)),
+         "the mask is not used: tokens attend to later ones."),
+        (_attention(masked=_own_mask),
+         "you made a causal mask of your own. Use the one that is given; it may hide more."),
+        (_attention(last=lambda x, merged, wo: merged),
+         "these are the outputs of the heads, side by side. wo is missing: it turns them into "
+         "what is added to the stream."),
+        (_attention(last=lambda x, merged, wo: merged @ wo),
+         "wo is the wrong way round. It is square, so no error was raised; its rows are its "
+         "outputs, as in every weight: multiply by its transpose."),
+        (_attention(last=lambda x, merged, wo: x + linear(merged, wo)),
+         "x is added to the result. Attention returns the change alone; what it is added to is the "
+         "next question, and it is not x."),
+        (_attention(
+            before=lambda x, weights, config:
+                rms_norm(x, weights["attention_norm.weight"], config.norm_eps)),
+         "x is normalised again. It comes normalised."),
     ],
     properties=[
-        (answer_property(lambda answer, x, weight, eps, sublayer: agree(
-            answer(x, weight, eps, torch.zeros_like), x)),
-         "a sub-layer that gives zeros should leave the stream as it is, and it does not. What is "
-         "added to the change is the stream itself."),
-        (answer_property(_input_is_right),
-         "the input of the sub-layer is not rms_norm(stream, weight, eps). Are all three used?"),
-        (answer_property(lambda answer, x, weight, eps, sublayer: agree(
-            answer(x, weight, eps, torch.ones_like), x + 1)),
-         "a sub-layer that gives ones should add 1 to the stream, and it does not. Its result is "
-         "added as it is, once."),
+        (answer_property(_zero_wo),
+         "with wo all zeros the result is not zero. The last step is the product with wo, and "
+         "nothing is added after it."),
+        (answer_property(_no_leak),
+         "an earlier row changes when the last token does, so the future is visible. Is the mask "
+         "used, or does a reshape mix tokens?"),
+        (answer_property(_first_row),
+         "row 0 can attend only to itself, so its result is wo times its own values, each head of "
+         "values G times in a row. It is not: look at the values, the sharing and wo, and not at "
+         "the scores."),
+    ],
+)  # fmt: skip
+
+
+# --- What each head writes ------------------------------------------------------------------------
+
+
+def _writes_cases():
+    sizes = ((2, 2, 1), (3, 2, 3), (5, 4, 3), (4, 3, 5))  # T, N, H
+    return [tuple(drawn(i, (T, N, H), (N * H, N * H))) for i, (T, N, H) in enumerate(sizes)]
+
+
+def _writes(outputs, wo):
+    return torch.einsum("tnh,dnh->tnd", outputs, wo.unflatten(1, outputs.shape[1:]))
+
+
+head_writes = Exercise(
+    "The heads' outputs [T, N, H], wo [D, N*H] -> [T, N, D]: what each head adds to each row.",
+    right=_writes,
+    cases=_writes_cases,
+    hints=(
+        "Think of wo with all columns but those of one head set to 0. Which columns are head n's?",
+        "Cut the second dimension of wo into N pieces of H. Then every head has a matrix [D, H] of "
+        "its own, to be multiplied with its own output.",
+    ),
+    mistakes=[
+        (lambda o, wo: torch.einsum("tnh,nhd->tnd", o, wo.unflatten(0, o.shape[1:])),
+         "you cut wo into blocks of rows. It is square, so no error was raised; a head's numbers "
+         "are inputs of wo, and inputs are columns."),
+        (lambda o, wo: torch.einsum("tnh,dhn->tnd", o, wo.unflatten(1, o.shape[:0:-1])),
+         "the columns of wo are cut into H pieces of N. A head's H columns are neighbours: N "
+         "pieces of H."),
+        (lambda o, wo: _writes(o, wo).sum(1),
+         "these are the heads together, the whole change. Leave their contributions apart: "
+         "[T, N, D]."),
+        (lambda o, wo: _writes(o, wo).transpose(0, 1),
+         "the values are right, but the heads come first: [N, T, D]. The result is [T, N, D]."),
+        (lambda o, wo: _writes(o, wo) / o.shape[1],
+         "each is divided by N. The contributions are added, not averaged."),
+    ],
+    properties=[
+        (of_each(lambda found, o, wo: agree(found.sum(1), linear(o.flatten(1), wo))),
+         "your contributions do not add up to the change, wo times all heads side by side."),
+        (answer_property(lambda answer, o, wo: agree(
+            answer(torch.cat([o[:, :1], 0 * o[:, 1:]], 1), wo)[:, 1:], 0 * _writes(o, wo)[:, 1:])),
+         "where all heads but head 0 are zero, another head writes something."),
     ],
 )  # fmt: skip
 
@@ -243,6 +320,12 @@ cache_room = Exercise(
     "config, memory in bytes, bytes per number -> how many tokens fit into it beside the weights.",
     right=_room,
     cases=_memory_cases,
+    hints=(
+        "Two things share the memory. What does one of them take before the first token, and what "
+        "does every token add to the other?",
+        "Equation (5.7) has all that one token takes; its letters are n_layers, n_kv_heads and "
+        "head_dim in the config. A token that fits only in part does not fit.",
+    ),
     mistakes=[
         (lambda c, memory, size: _room(c, memory, size, heads=c.n_heads),
          "you count a key and a value for every query head. Only the K key/value heads are "
@@ -276,6 +359,8 @@ cache_room = Exercise(
          "this is the room for one key/value head: there are K of them."),
         (lambda c, memory, size: (memory - c.n_parameters * size) / _bytes(c, size),
          "a part of a token does not fit: round down to a whole number."),
+        (lambda c, memory, size: round((memory - c.n_parameters * size) / _bytes(c, size)),
+         "this is rounded to the nearest number. A part of a token does not fit: round down."),
         (lambda c, memory, size: -((c.n_parameters * size - memory) // _bytes(c, size)),
          "this is rounded up. A part of a token does not fit: round down."),
     ],
@@ -321,6 +406,12 @@ pool_heads = Exercise(
     "wk or wv [K*H, D], K, J -> [J*H, D]: each new head is the mean of K/J neighbouring heads.",
     right=_pooled,
     cases=_pool_cases,
+    hints=(
+        "How are the rows of the matrix ordered? Which heads are the first to become one, and "
+        "which row of the first meets which row of the second?",
+        "Cut the rows into three dimensions: new heads, old heads in each of them, rows of a head. "
+        "Over which of them is the mean? Two dimensions are left, and they become one again.",
+    ),
     mistakes=[
         (lambda w, K, J: w.unflatten(0, (K // J, J, -1)).mean(0).flatten(0, 1),
          "you average every J-th head. The heads that become one are neighbours, so that query "

@@ -1,11 +1,62 @@
 """Answers to the exercises of notebook 05, written without a look at the checkers' own."""
 
 import math
+from functools import partial
 
-import numpy as np
 import torch
+from torch.nn import functional
 
-from llama3_scratch.model import rms_norm
+from llama3_scratch.model import rotate
+
+
+def made(x, weights, config):
+    """Queries, keys and values, by views in place of `unflatten`."""
+    shaped = (*x.shape[:-1], -1, config.dim // config.n_heads)
+    return [(x @ weights[f"attention.w{w}.weight"].T).view(shaped) for w in "qkv"]
+
+
+def one_head_after_another(x, weights, rotations, mask, c, dealt=False, wide=False):
+    """The sum of what the heads write, each computed from its own rows of the matrices."""
+    H, change = c.dim // c.n_heads, torch.zeros_like(x)
+    w = {name: weights[f"attention.w{name}.weight"] for name in "qkvo"}
+    for n in range(c.n_heads):
+        k = n % c.n_kv_heads if dealt else n * c.n_kv_heads // c.n_heads
+        query, own = x @ w["q"][n * H : (n + 1) * H].T, slice(k * H, (k + 1) * H)
+        key, value = (x @ w[name][own].T for name in "kv")
+        query, key = (rotate(a.unsqueeze(-2), rotations).squeeze(-2) for a in (query, key))
+        scores = query @ key.mT / math.sqrt(c.dim if wide else H)
+        probabilities = (scores + mask.to(x.dtype)).softmax(-1)
+        change = change + probabilities @ value @ w["o"][:, n * H : (n + 1) * H].T
+    return change
+
+
+def by_torch(x, weights, rotations, mask, c, gives="change", values=lambda v, rotations: v):
+    """PyTorch's own function; `gives` and `values` break it."""
+    query, key, value = made(x, weights, c)
+    query, key = rotate(query, rotations), rotate(key, rotations)
+    first = (a.transpose(-2, -3) for a in (query, key, values(value, rotations)))
+    o = functional.scaled_dot_product_attention(*first, mask.to(x.dtype), enable_gqa=True)
+    if gives == "heads":
+        return o.transpose(-2, -3)
+    merged = o.contiguous().view(x.shape) if gives == "leak" else o.transpose(-2, -3).flatten(-2)
+    return merged if gives == "merged" else merged @ weights["attention.wo.weight"].T
+
+
+def by_einsum(x, weights, rotations, mask, c, dealt=False, hidden=1):
+    """Groups as a dimension of their own; `dealt` and `hidden` break it."""
+    query, key, value = made(x, weights, c)
+    query, key = rotate(query, rotations), rotate(key, rotations)
+    K, G = c.n_kv_heads, c.n_heads // c.n_kv_heads
+    groups = query.unflatten(-2, (G, K)).transpose(-2, -3) if dealt else query.unflatten(-2, (K, G))
+    scores = torch.einsum("...tkgh,...skh->...kgts", groups, key) / groups.shape[-1] ** 0.5
+    probabilities = (scores + mask.type_as(x) if hidden else scores).softmax(-1)
+    heads = torch.einsum("...kgts,...skh->...tkgh", probabilities, value)
+    merged = (heads.transpose(-2, -3) if dealt else heads).flatten(-3)
+    return merged @ weights["attention.wo.weight"].T
+
+
+def by_rows(o, wo):
+    return (o.transpose(0, 1) @ wo.view(*o.shape[1:], -1)).transpose(0, 1)
 
 
 def parts(heads, n):
@@ -18,30 +69,22 @@ def room(c, memory, size, weights=1, kept=None):
     return (memory - weights * c.n_parameters * size) // token
 
 
-def add_in_place(x, w, eps, f):
-    x += f(rms_norm(x, w, eps))
-    return x
+def exact_room(c, memory, size):
+    """Tokens and the part of a token that fit."""
+    per_token = 2 * c.sizes["L"] * c.sizes["K"] * c.sizes["H"]
+    return (memory / size - c.n_parameters) / per_token
 
 
 RIGHT = {
-    "e05_grouped_query.readers": [
-        lambda k, N, K: [n for n in range(N) if n // (N // K) == k],
-        lambda k, N, K: range(k * N // K, (k + 1) * N // K),
-        lambda k, N, K: torch.arange(N).view(K, -1)[k],
-        lambda k, N, K: np.split(np.arange(N), K)[k],
-    ],
-    "e05_grouped_query.merge_heads": [
-        lambda x: torch.cat(list(x), dim=-1),
-        lambda x: x.numpy().swapaxes(0, 1).reshape(x.shape[1], -1),
-    ],
-    "e05_grouped_query.add_change": [
-        lambda x, w, eps, f: f(rms_norm(x, w, eps)) + x,
-        lambda x, w, eps, f: x + f(torch.nn.functional.rms_norm(x, w.shape, w, eps)),
+    "e05_grouped_query.attention": [one_head_after_another, by_torch, by_einsum],
+    "e05_grouped_query.head_writes": [
+        lambda o, wo: torch.stack(
+            [h @ w.T for h, w in zip(o.unbind(1), wo.chunk(o.shape[1], 1), strict=True)], 1),
+        lambda o, wo: (o[:, :, None] * wo.view(len(wo), *o.shape[1:]).transpose(0, 1)).sum(-1),
     ],
     "e05_grouped_query.cache_room": [
         room,
-        lambda c, memory, size: math.floor(
-            (memory / size - c.n_parameters) / (2 * c.sizes["L"] * c.sizes["K"] * c.sizes["H"])),
+        lambda c, memory, size: math.floor(exact_room(c, memory, size)),
     ],
     "e05_grouped_query.pool_heads": [
         lambda w, K, J: torch.cat([torch.stack(p).mean(0) for p in parts(w.chunk(K), K // J)]),
@@ -49,36 +92,38 @@ RIGHT = {
     ],
 }  # fmt: skip
 OTHERS = {  # after a bare comment: two mistakes at once
-    "e05_grouped_query.readers": [
-        (lambda k, N, K: set(range(k * N // K, (k + 1) * N // K)), "expected a list"),
-        (lambda k, N, K: (k * (N // K), k * (N // K) + N // K - 1), "those between them"),
-        (lambda k, N, K: [n for n in range(N) if n // (N // K) == k][::-1], "not neighbours"),
+    "e05_grouped_query.attention": [
+        (partial(one_head_after_another, dealt=True), "keys and values are tiled"),
+        (partial(one_head_after_another, wide=True), "the square root of D"),
+        (partial(by_einsum, dealt=True), "keys and values are tiled"),
+        (partial(by_einsum, hidden=0), "the mask is not used"),
+        (partial(by_torch, gives="leak"), "put together in the wrong order"),
+        (partial(by_torch, gives="merged"), "wo is missing"),
+        (partial(by_torch, values=rotate), "the values are rotated too"),
+        (partial(by_torch, gives="heads"), "the shape is [2, 2, 2], expected [2, 4]"),
+        (lambda x, *others: by_torch(x, *others).float(), "expected torch.bfloat16"),
+        (lambda x, w, r, m, c: by_torch(x, w, r[:1].expand_as(r), m, c), "nothing is rotated"),
         #
-        (lambda k, N, K: [n + 1 for n in range(k, N, K)], "do not exist"),
-        (lambda k, N, K: list(range(k * K, k * K + K + 1)), "is not G = N/K"),
-        (lambda k, N, K: [k + g for g in range(N // K)], "twice or not at all"),
+        (lambda x, *others: x + by_torch(x, *others, gives="merged"), "with wo all zeros"),
+        (partial(by_torch, gives="leak", values=rotate), "the future is visible"),
+        (partial(one_head_after_another, dealt=True, wide=True), "not at the scores"),
+        (lambda x, w, r, m, c: by_einsum(x, w, r**2, m, c, hidden=0), "the future is visible"),
     ],
-    "e05_grouped_query.merge_heads": [
-        (lambda x: x.reshape(x.shape[2] * x.shape[0], -1).T, "numbers of its own token"),
-        (lambda x: x.transpose(0, 1).reshape(x.shape[1], -1).squeeze(0), "the shape is [12]"),
-        (lambda x: torch.cat([*x.flip(0)], -1), "not in the right order"),
+    "e05_grouped_query.head_writes": [
+        (lambda o, wo: [*o.transpose(0, 1) @ wo.view(len(wo), *o.shape[1:]).permute(1, 2, 0)],
+         "expected a tensor"),
+        (by_rows, "blocks of rows"),
+        (lambda o, wo: (o.flatten(1)[:, None] * wo).unflatten(2, o.shape[1:]), "the shape is"),
         #
-        (lambda x: x.flip(0).reshape(x.shape[1], -1), "numbers of its own token"),
-        (lambda x: torch.stack([*x.flip(0)], -1).flatten(1), "not in the right order"),
-    ],
-    "e05_grouped_query.add_change": [
-        (add_in_place, "it changes its arguments"),
-        (lambda x, w, eps, f: x + f(rms_norm(x, w, 0)), "there is NaN in the result"),
-        (lambda x, w, eps, f: x + f(rms_norm(x, w, 1e-5)), "Are all three used?"),
-        (lambda x, w, eps, f: x + 2 * f(rms_norm(x, w, eps)), "as it is, once"),
-        (lambda x, w, eps, f: x - f(x), "not rms_norm(stream, weight, eps)"),
-        #
-        (lambda x, w, eps, f: rms_norm(x, w**0, eps) + f(rms_norm(x, w**0, eps)), "as it is"),
-        (lambda x, w, eps, f: rms_norm(x, w, eps) + f(rms_norm(f(x), w, eps)), "stream itself"),
+        (lambda o, wo: by_rows(o.flip(1), wo), "do not add up"),
+        (lambda o, wo: by_rows(o, wo.T).flip(1), "another head writes something"),
     ],
     "e05_grouped_query.cache_room": [
         (lambda c, memory, size: room(c, memory - 1, size), "what the weights take is not right"),
-        (lambda c, memory, size: room(c, memory, size) + 1, "or something is added"),
+        (lambda c, memory, size: room(c, memory, size) + 3, "or something is added"),
+        (lambda c, memory, size: round(exact_room(c, memory, size)), "to the nearest"),
+        (lambda c, memory, size: math.ceil(exact_room(c, memory, size)), "rounded up"),
+        (lambda c, memory, size: exact_room(c, memory, size), "round down"),
         (lambda c, memory, size: room(c, memory, size, kept=8), "what one token takes"),
         #
         (lambda c, memory, size: room(c, memory, size, 0, c.n_heads), "what one token takes"),
