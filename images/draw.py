@@ -58,7 +58,7 @@ ALT = {
     "makes each row probabilities, and these mix the values into the head's output.",
     "grouped_query": "The 32 query heads of Llama 3 8B in eight groups of four; each group shares "
     "one key head and one value head. Below: a token's keys and values take 128 KiB of cache with "
-    "8 such heads, 512 with 32, 16 with one.",
+    "8 such heads, 512 KiB with 32, 16 KiB with one.",
     "swiglu": "The feed-forward network. From the normalised stream of width D, w1 and SiLU make "
     "the gate and w3 makes up, both of the greater width F; they are multiplied element by "
     "element, and w2 brings the product back to width D.",
@@ -231,7 +231,7 @@ def computed():
     return {
         "labels": [tokenizer.decode([token]).translate(VISIBLE) for token in tokens],
         "frequencies": frequencies,
-        "head": f"layer {layer}, head {head}",  # the one that looks most at the token before
+        "head": f"layer {layer}, head {head}",  # attends most to the token before
         "scores": heads[layer]["scores"][head],
         "probabilities": every[layer, head],
         "row": rows[i],
@@ -245,16 +245,16 @@ def computed():
 
 
 def overview():
-    """README: the head that looks most at the token before, and the next token's top five."""
+    """README: the head that attends most to the token before, and the next token's top five."""
     data, cell, left, top, right = computed(), 17, 168, 64, 500
     side = cell * len(data["labels"])
     low = top + side + 148
     parts = [
-        title(left + side / 2, 36, f"who looks at whom ({data['head']})"),
+        title(left + side / 2, 36, f"who attends to whom ({data['head']})"),
         heading(36, "what comes next", x=right),
         heat(left, top, cell, data["probabilities"]),
-        text(34, top + side / 2, "query: the token that looks", SMALL, MUTED, turn=-90),
-        text(left + side / 2, low, "key: the token looked at", SMALL, MUTED),
+        text(34, top + side / 2, "query: the token that attends", SMALL, MUTED, turn=-90),
+        text(left + side / 2, low, "key: the token attended to", SMALL, MUTED),
         text(right, low, "attention probability", SMALL, MUTED, "start"),
         text(right, low - 22, "0", SMALL, anchor="start"),
         text(right + 147, low - 22, "1", SMALL, anchor="end"),
