@@ -37,7 +37,7 @@ ADVANCE = 0.61  # the width of a character in the widest of these, in sizes
 
 # What a reader who cannot see a figure needs to know of it; the notebooks may use the same words.
 ALT = {
-    "overview": "Two panels. Left: which tokens of the prompt look at which others, in one "
+    "overview": "Two panels. Left: which tokens of the prompt attend to which others, in one "
     "attention head of the tiny model. Right: the five likeliest next tokens and their "
     "probabilities, 42 far ahead of the rest.",
     "tokenizer": "From text to ids. A pattern cuts the prompt into pieces; the bytes of one piece "
