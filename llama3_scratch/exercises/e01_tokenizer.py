@@ -1,18 +1,10 @@
-"""The exercises of notebook 01: groups of digits, the longest match, streaming, ways, chat."""
+"""The exercises of notebook 01: merging, the longest match, streaming, chat."""
 
 import codecs
 import functools
 from itertools import pairwise
 
-import regex
-
-from llama3_scratch.exercises.frame import (
-    Exercise,
-    answer_property,
-    desk,
-    of_each,
-    uses,
-)
+from llama3_scratch.exercises.frame import Exercise, desk, of_each, uses
 from llama3_scratch.tokenizer import Tokenizer
 
 
@@ -21,69 +13,7 @@ def _all_are(kind):
     return of_each(lambda found, *case: all(isinstance(each, kind) for each in found))
 
 
-# --- Digits grouped from the right ----------------------------------------------------------------
-
-
-def _from_the_left(digits):
-    return regex.findall(r"\d{1,3}", digits)
-
-
-def _from_the_right(digits):
-    return [piece[::-1] for piece in _from_the_left(digits[::-1])][::-1]
-
-
-def _empty_first(digits):
-    first = len(digits) % 3
-    return [digits[:first], *_from_the_left(digits[first:])]
-
-
-group_digits = Exercise(
-    "A text of digits -> the list of its pieces, three digits at a time, counted from the right.",
-    right=_from_the_right,
-    cases=lambda: [("1234567",), ("7",), ("42",), ("505",), ("31415",), ("123456",), ("0071045",),
-                   ("9081726354001122",)],
-    mistakes=[
-        (_from_the_left,
-         "these groups are counted from the left, as Llama 3's pattern does it. Counted from the "
-         "right, the short piece comes first."),
-        (lambda digits: _from_the_right(digits)[::-1],
-         "the groups are right, but in the wrong order: reverse the list as well."),
-        (lambda digits: _from_the_left(digits[::-1]),
-         "the digits are in reverse order: the text was reversed, but not reversed back."),
-        (lambda digits: _from_the_left(digits[::-1])[::-1],
-         "the digits inside each group are in reverse order: reverse every group as well."),
-        (_empty_first,
-         "there is an empty piece at the front when the length is a multiple of 3. No piece is "
-         "empty."),
-        (lambda digits: _empty_first(digits)[1:],
-         "the first piece is missing when the length is not a multiple of 3."),
-        (list,
-         "every digit is a piece of its own. Take up to three together."),
-        (lambda digits: f"{int(digits):,}",
-         "this is one text with commas. Return the list of pieces; the commas are not in the "
-         "text."),
-        (lambda digits: _from_the_right(str(int(digits))),
-         "the zeros at the front are lost: as a number, 007 is 7. Group the text itself."),
-        (lambda digits: [int(piece) for piece in _from_the_right(digits)],
-         "these are numbers. Return texts: as a number, 045 is 45."),
-    ],
-    properties=[
-        (_all_are(str),
-         "the pieces are not texts. Cut the text itself; do not turn it into numbers."),
-        (of_each(lambda found, digits: "" not in found),
-         "a piece is empty."),
-        (of_each(lambda found, digits: "".join(found) == digits),
-         "joined in order, the pieces do not give the digits back. Every digit is in one piece, "
-         "and nothing else is."),
-        (of_each(lambda found, digits: max(map(len, found)) <= 3),
-         "a piece has more than three digits."),
-        (of_each(lambda found, digits: min(map(len, found[1:]), default=3) >= 3),
-         "a piece other than the first has fewer than three digits."),
-    ],
-)  # fmt: skip
-
-
-# --- The longest match ----------------------------------------------------------------------------
+# --- Merging by rank ------------------------------------------------------------------------------
 
 
 def _ranks(piece, merged):
@@ -106,14 +36,23 @@ def _with_tokens(*pairs):
     return cases
 
 
-def _by_rank(piece, ranks):
-    parts = _single(piece)
-    while True:
-        pairs = enumerate(pairwise(parts))
-        _, i = min(((ranks[a + b], i) for i, (a, b) in pairs if a + b in ranks), default=(0, None))
-        if i is None:
-            return parts
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+def _merged_by(choose):
+    """The answer that merges, again and again, the pair that this takes of [(rank, i), ...]."""
+
+    def tokens(piece, ranks):
+        parts = _single(piece)
+        while True:
+            pairs = [(ranks.get(a + b), i) for i, (a, b) in enumerate(pairwise(parts))]
+            known = [(rank, i) for rank, i in pairs if rank is not None]
+            if not known:
+                return parts
+            _, i = choose(known)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+    return tokens
+
+
+_by_rank = _merged_by(min)
 
 
 def _lengths(piece, ranks):
@@ -138,6 +77,102 @@ def _taken(choose):
 _longest = _taken(lambda lengths, piece, ranks: max(lengths))
 
 
+def _grown(lengths, piece, ranks):
+    return next(n for n in range(1, len(piece) + 1) if n + 1 not in lengths)
+
+
+def _cut_at(n):
+    """The answer that knows only tokens of at most n bytes."""
+    return lambda piece, ranks: _by_rank(piece, {t: ranks[t] for t in ranks if len(t) <= n})
+
+
+def _once(piece, ranks):
+    parts = _single(piece)
+    known = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
+    for _, i in sorted(known)[:1]:
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def _nothing_is_left(found, piece, ranks):
+    return not any(a + b in ranks for a, b in pairwise(found))
+
+
+merge = Exercise(
+    "A piece's bytes, {token: rank} -> its parts, as bytes, when no two neighbours can be merged: "
+    "always the pair with the lowest rank first, the leftmost if there are several.",
+    right=_by_rank,
+    cases=lambda: _with_tokens(
+        (b"abc", "bc ab"),
+        (b"k", "ab"),
+        (b"aaaaa", "aa aaaa"),
+        (b"pqrst", "qr pq rs st"),
+        (b"abcde", "bc de ab bcde abcde"),
+        (b" universe", "er se ·u iv iver ·un ·univer ·universe"),
+        (b" zdrav", "dr av ·z rav ·zd ·zdrav"),  # the whole piece is a token, out of reach
+        ("naïve".encode(), "na ve"),
+    ),
+    hints=(
+        "Keep a list of parts, at first one for each byte: `bytes([byte])`. In each round, ask the "
+        "dictionary for the rank of every two neighbours, joined. `min` of tuples (rank, place) "
+        "finds the lowest rank, and the leftmost of equals.",
+        "A round puts one part in the place of two, so the list has other neighbours now: the next "
+        "round looks all of them up again. And when does it stop? A piece of one byte has no "
+        "neighbours at all.",
+    ),
+    mistakes=[
+        (_taken(_grown),
+         "each part grows from the left. Merge the lowest rank first, anywhere."),
+        (_merged_by(lambda known: min(known, key=lambda pair: pair[1])),
+         "the leftmost pair that is a token is merged. The pair with the lowest rank comes first, "
+         "wherever in the piece it stands."),
+        (_merged_by(max),
+         "the pair with the highest rank is merged. The lowest comes first."),
+        (_merged_by(lambda known: max(known, key=lambda pair: pair[0])),
+         "the pair with the highest rank is merged. The lowest comes first."),
+        (_merged_by(lambda known: min(known, key=lambda pair: (pair[0], -pair[1]))),
+         "of several pairs with the lowest rank, the last one is merged. Take the leftmost."),
+        (_longest,
+         "this is the longest match: always the longest token that the rest begins with. Here the "
+         "rank decides, not the length."),
+        (lambda piece, ranks: _single(piece),
+         "nothing is merged: these are the single bytes."),
+        (_once,
+         "only one pair is merged. Go on until no two neighbours are a token."),
+        (_cut_at(2),
+         "a part that was merged is not merged again: look the ranks up anew after each merge, "
+         "since it makes new neighbours."),
+        (lambda piece, ranks: [piece],
+         "everything is merged into one part. Stop when no two neighbours are a token."),
+        (lambda piece, ranks: [piece] if piece in ranks else _by_rank(piece, ranks),
+         "a piece that is a token itself is returned whole. The encoder below does that before it "
+         "merges; `merge` itself only merges pairs."),
+        (lambda piece, ranks: [ranks[part] for part in _by_rank(piece, ranks)],
+         "these are the ids. Return the parts, as bytes."),
+        (lambda piece, ranks: list(piece),
+         "these are numbers: a loop over bytes gives numbers. One byte as bytes is "
+         "`bytes([byte])`."),
+        (lambda piece, ranks: [part.decode("utf-8", "replace") for part in _by_rank(piece, ranks)],
+         "these are texts. Return the parts as bytes: not all of them are valid UTF-8."),
+    ],
+    properties=[
+        (_all_are(bytes),
+         "the entries are not bytes. Return the parts themselves, not ids or texts."),
+        (of_each(lambda found, piece, ranks: b"".join(found) == piece),
+         "joined in order, the parts do not give the piece back. One byte as bytes is "
+         "`bytes([byte])`; a merge puts one part in the place of two."),
+        (of_each(lambda found, piece, ranks: all(part in ranks for part in found)),
+         "a part of the result is not a token: two neighbours are merged only if their joined "
+         "bytes are in `ranks`."),
+        (of_each(_nothing_is_left),
+         "two neighbours of the result are a token together. Go on until there are none."),
+    ],
+)  # fmt: skip
+
+
+# --- The longest match ----------------------------------------------------------------------------
+
+
 def _from_the_end(piece, ranks):
     found = _longest(piece[::-1], {token[::-1]: rank for token, rank in ranks.items()})
     return [token[::-1] for token in found][::-1]
@@ -150,10 +185,6 @@ def _anywhere(piece, ranks):
     token = max((token for token in ranks if token in piece), key=len)
     before, _, after = piece.partition(token)
     return [*_anywhere(before, ranks), token, *_anywhere(after, ranks)]
-
-
-def _grown(lengths, piece, ranks):
-    return next(n for n in range(1, len(piece) + 1) if n + 1 not in lengths)
 
 
 def _is_longest(found, piece, ranks):
@@ -177,6 +208,12 @@ longest_match = Exercise(
         (b"aaaaaaaa", "aa aaa"),
         (b"abcde", "de bc ab bcde"),
         (b" everythings", "in ing th ·e very ·every thing everything ·everything"),
+    ),
+    hints=(
+        "What does the rest begin with? Try the lengths from the whole rest down to one byte, and "
+        "stop at the first that is a token. One byte always is.",
+        "Going up from one byte and stopping at the first length that is no token is not the same: "
+        "`some` and `somewhere` may be tokens where `somew` is none.",
     ),
     mistakes=[
         (_by_rank,
@@ -289,6 +326,12 @@ stream = Exercise(
     "The tokens' bytes, in order -> the texts that can be shown after each: complete characters.",
     right=_streamed,
     cases=_stream_cases,
+    hints=(
+        "Keep the bytes that have not been shown. One token may end a character and begin the "
+        "next.",
+        '`decode("utf-8", errors="ignore")` leaves out a character that is not complete. The text '
+        "that comes out, encoded again, says how many of the bytes were used.",
+    ),
     mistakes=[
         (_by_itself("replace"),
          "each token is decoded by itself, so the bytes of a character that takes several tokens "
@@ -334,130 +377,6 @@ stream = Exercise(
          "joined in order, the texts do not give the whole text. Every character is shown once."),
         (of_each(_none_waits),
          "a character is not shown with the very token that brings its last byte."),
-    ],
-)  # fmt: skip
-
-
-# --- In how many ways -----------------------------------------------------------------------------
-
-
-def _ways(piece, ranks, whole=True):
-    ways = [1] + [0] * len(piece)
-    for stop in range(1, len(piece) + 1):
-        for start in range(stop):
-            token = piece[start:stop]
-            ways[stop] += ways[start] * (token in ranks and (whole or token != piece))
-    return ways[-1]
-
-
-def _sequences(piece, ranks):
-    """All the sequences of tokens that make up a piece."""
-    if not piece:
-        return [()]
-    lengths = _lengths(piece, ranks)
-    return [(piece[:n], *rest) for n in lengths for rest in _sequences(piece[n:], ranks)]
-
-
-def _substrings(piece, ranks):
-    return sum(len(_lengths(piece[start:], ranks)) for start in range(len(piece)))
-
-
-def _at_most_two(piece, ranks):
-    cuts = range(1, len(piece))
-    two = sum(piece[:cut] in ranks and piece[cut:] in ranks for cut in cuts)
-    return two + (piece in ranks)
-
-
-def _early(piece, ranks):
-    if piece in ranks:
-        return 1
-    return sum(_early(piece[n:], ranks) for n in _lengths(piece, ranks))
-
-
-_THE = b"the", "th he the"  # the notebook's example
-
-
-def _remembered(piece, ranks):
-    """What a cache gives that outlives the call and does not know the ranks."""
-    return _ways(piece, _ranks(_THE[0], [b"th", b"he", b"the"]) if piece == _THE[0] else ranks)
-
-
-def _has_one_way_in_bytes(answer, piece, ranks):
-    return answer(piece, _ranks(piece, [])) == 1
-
-
-def _gains_one_by_the_whole(answer, piece, ranks):
-    """The whole piece as one more token is one more way."""
-    without = {token: rank for token, rank in ranks.items() if token != piece or len(piece) == 1}
-    more = answer(piece, without | {piece: len(ranks)}) - answer(piece, without)
-    return more == (len(piece) > 1)
-
-
-def _ignores_ranks(answer, piece, ranks):
-    """Neither the ranks nor a token that is not in the piece may change the number of ways."""
-    others = {token: len(ranks) - rank for token, rank in ranks.items()} | {b"~~": len(ranks) + 1}
-    return answer(piece, others) == answer(piece, ranks)
-
-
-def _multiplies(answer, piece, ranks):
-    """A piece, a byte that is part of no longer token, the piece again: ways times ways."""
-    with_byte = ranks | {b"~": len(ranks)}
-    return answer(piece + b"~" + piece, with_byte) == answer(piece, ranks) ** 2
-
-
-count_ways = Exercise(
-    "A piece's bytes, {token: rank} -> in how many ways tokens, one after another, make it up.",
-    right=_ways,
-    cases=lambda: _with_tokens(
-        _THE,
-        (b"the", ""),
-        (b" the", "th he the ·t ·th ·the"),
-        (b"think", "th in nk ink hi thi"),
-        (b"theses", "th he the es hes esi"),
-        (b"kit", "th in"),
-        (b"k", "th in"),
-        (b"aaaaaa", "aa aaa aaaaaa"),
-    ),
-    mistakes=[
-        (lambda piece, ranks: 2 ** (len(piece) - 1),
-         "this counts every way to cut the bytes. Only those count where every part is a token."),
-        (lambda piece, ranks: _ways(piece, ranks, whole=False),
-         "one is missing where the whole piece is a token: that is a way, too."),
-        (_substrings,
-         "this counts the tokens that occur in the piece. Count the sequences that make it up."),
-        (_at_most_two,
-         "this counts the ways with one token or two. There may be any number of them: after the "
-         "first token, go on with the rest."),
-        (lambda piece, ranks: len(_by_rank(piece, ranks)),
-         "this is how many tokens merging by rank makes, not how many ways there are."),
-        (lambda piece, ranks: len(_longest(piece, ranks)),
-         "this is how many tokens the longest match makes, not how many ways there are."),
-        (lambda piece, ranks: len({tuple(sorted(way)) for way in _sequences(piece, ranks)}),
-         "the same tokens in another order are counted once. `a aa` and `aa a` are two ways."),
-        (lambda piece, ranks: _sequences(piece, ranks),
-         "these are the sequences themselves. Return how many there are."),
-        (_early,
-         "the counting stops as soon as the rest is one token. The rest may also be cut further: "
-         "go on."),
-        (_remembered,
-         "the number for b'the' stays the same with other tokens. Is a dict or a default argument "
-         "kept from one call to the next?"),
-        (lambda piece, ranks: 0,
-         "nothing is counted. There is one way to write no bytes at all: start from 1."),
-    ],
-    properties=[
-        (answer_property(_has_one_way_in_bytes),
-         "if only single bytes are tokens, there is exactly one way. Your result is another one."),
-        (answer_property(_gains_one_by_the_whole),
-         "if the whole piece becomes a token, there is exactly one way more. Your result does not "
-         "grow by 1."),
-        (answer_property(_ignores_ranks),
-         "other ranks, or a token that is not in the piece, change the result. What matters is "
-         "which parts of the piece are tokens."),
-        (answer_property(_multiplies),
-         "write a piece twice, with a byte between that is part of no longer token: each piece has "
-         "n ways, so together there are n * n. Your result is another one: does it go on after the "
-         "first tokens?"),
     ],
 )  # fmt: skip
 
@@ -568,6 +487,12 @@ chat = Exercise(
     right=_chat,
     cases=_chat_cases,
     run=lambda answer, messages: answer(messages, _tokenizer()),
+    hints=(
+        "Write a function for the header first: a special id, the role as text, a special id, an "
+        'empty line as text ("\\n\\n"). It is needed for every message, and once more at the end.',
+        "What does `encode` put in front if you do not pass `bos=False`? And where are the special "
+        "ids to be found, so that no text has to contain their names?",
+    ),
     mistakes=[
         (_built(bos=("role", "gap", "content")),
          "there are many <|begin_of_text|>: `encode` puts one before everything that it encodes, "
@@ -608,7 +533,8 @@ chat = Exercise(
          "a user who types <|eot_id|> ends the turn: the whole text is encoded with special tokens "
          "allowed. Encode each content as text, and put the special ids around it."),
         (_built(changed=str.strip),
-         "the white space around the contents is gone. Encode them as they are."),
+         "the white space around the contents is gone. That is what Meta's first repository, "
+         "`llama3`, did; `encode_chat` follows `llama-models`, which encodes them as they are."),
         (lambda messages, tokenizer: _chat(
             [message for message in messages if message["content"]], tokenizer),
          "a message with an empty content is left out. It has a header and an <|eot_id|>, too."),

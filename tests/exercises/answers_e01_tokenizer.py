@@ -1,22 +1,82 @@
 """Answers to the exercises of notebook 01, written without a look at the checkers' own."""
 
-import regex
+from math import inf
 
 
-def by_three(digits):
-    return [digits[i : i + 3] for i in range(0, len(digits), 3)]
+def replayed(piece, ranks):
+    """Every merge of the list in its order, each over the whole piece, as training made them."""
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    for token in sorted(ranks, key=ranks.get):
+        i = 0
+        while i < len(parts) - 1:
+            if parts[i] + parts[i + 1] == token:
+                parts[i : i + 2] = [token]
+            else:
+                i += 1
+    return parts
 
 
-def groups(digits):
-    first = len(digits) % 3
-    return [digits[:first]] * bool(first) + by_three(digits[first:])
+def merged(piece, ranks, lowest=min, rounds=inf, at=lambda places: places[0]):
+    """One merge, then the same on what is left, as tuples of bytes."""
+    parts = (
+        piece if isinstance(piece, tuple) else tuple(piece[i : i + 1] for i in range(len(piece)))
+    )
+    joined = [parts[i] + parts[i + 1] for i in range(len(parts) - 1)]
+    best = lowest((ranks[both] for both in joined if both in ranks), default=None)
+    if best is None or not rounds:
+        return list(parts)
+    i = at([k for k, both in enumerate(joined) if ranks.get(both) == best])
+    shorter = (*parts[:i], joined[i], *parts[i + 2 :])
+    return merged(shorter, ranks, lowest, rounds - 1, at)
 
 
-def popped(digits):
-    found = []
-    while digits:
-        found, digits = [digits[-3:], *found], digits[:-3]
-    return found
+def with_infinity(piece, ranks):
+    parts = [bytes([byte]) for byte in piece]
+    while len(parts) > 1:
+        pair = min(zip(parts, parts[1:], strict=False), key=lambda p: ranks.get(p[0] + p[1], inf))
+        if pair[0] + pair[1] not in ranks:
+            break
+        i = list(zip(parts, parts[1:], strict=False)).index(pair)
+        parts = [*parts[:i], pair[0] + pair[1], *parts[i + 2 :]]
+    return parts
+
+
+def without_stop(piece, ranks):
+    parts = [bytes([byte]) for byte in piece]
+    while len(parts) > 1:
+        pairs = [parts[i] + parts[i + 1] for i in range(len(parts) - 1)]
+        i = pairs.index(min(pairs, key=lambda both: ranks.get(both, inf)))
+        parts[i : i + 2] = [pairs[i]]
+    return parts
+
+
+def by_first_part(piece, ranks):
+    """The rank of the pair's first part, not of the joined bytes."""
+    parts = [bytes([byte]) for byte in piece]
+    while True:
+        fit = [i for i in range(len(parts) - 1) if parts[i] + parts[i + 1] in ranks]
+        if not fit:
+            return parts
+        i = min(fit, key=lambda i: ranks[parts[i]])
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+def grown(piece, ranks):
+    parts = [piece[:1]]
+    for i in range(1, len(piece)):
+        both = parts[-1] + piece[i : i + 1]
+        parts = [*parts[:-1], both] if both in ranks else [*parts, piece[i : i + 1]]
+    return parts
+
+
+def one_pass(piece, ranks):
+    """From left to right, once, each part merged with the next byte or part that follows it."""
+    parts, i = [bytes([byte]) for byte in piece], 0
+    while i < len(parts) - 1:
+        if parts[i] + parts[i + 1] in ranks:
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        i += 1
+    return parts
 
 
 def prefixes(piece, ranks):
@@ -75,24 +135,6 @@ def patient(tokens):
     return texts
 
 
-def ways(piece, ranks):
-    return sum(ways(piece[len(t) :], ranks) for t in prefixes(piece, ranks)) if piece else 1
-
-
-def ways_from_the_end(piece, ranks):
-    from_here = [0] * len(piece) + [1]
-    for start in reversed(range(len(piece))):
-        from_here[start] = sum(from_here[start + len(t)] for t in prefixes(piece[start:], ranks))
-    return from_here[0]
-
-
-def ways_kept(piece, ranks, kept={}):  # noqa: B006
-    if piece not in kept:
-        rests = [piece[len(token) :] for token in prefixes(piece, ranks)]
-        kept[piece] = sum(ways_kept(rest, ranks, kept) if rest else 1 for rest in rests)
-    return kept[piece]
-
-
 def conversation(messages, tokenizer, bos=False, gap="\n\n", end="<|eot_id|>", start=1, last=True):
     special, encode = tokenizer.special, tokenizer.encode
 
@@ -134,24 +176,31 @@ def encode_chat(messages, tokenizer):
 
 
 RIGHT = {
-    "e01_tokenizer.group_digits": [
-        groups, popped, lambda d: regex.findall(r"\d{1,3}(?=(?:\d{3})*$)", d)],
+    "e01_tokenizer.merge": [replayed, merged, with_infinity],
     "e01_tokenizer.longest_match": [eat, sorted_first],
     "e01_tokenizer.stream": [differences, cut_at_the_end],
-    "e01_tokenizer.count_ways": [ways, ways_from_the_end],
     "e01_tokenizer.chat": [conversation],
 }  # fmt: skip
 OTHERS = {  # after a bare comment: two mistakes at once
-    "e01_tokenizer.group_digits": [
-        (lambda d: f"{int(d):,}".split(","), "the zeros at the front are lost"),
-        (lambda d: [d], "more than three digits"),
-        (lambda d: [d[:-3], d[-3:]], "a piece is empty"),
-        (lambda d: [d[: len(d) % 3 or 3], *by_three(d[3:])], "do not give the digits back"),
+    "e01_tokenizer.merge": [
+        (grown, "each part grows from the left"),
+        (eat, "this is the longest match"),
+        (without_stop, "merged into one part"),
+        (lambda p, r: merged(p, r, lowest=max), "with the highest rank is merged"),
+        (lambda p, r: merged(p, r, rounds=1), "only one pair is merged"),
+        (lambda p, r: merged(p, r, at=lambda places: places[-1]), "the last one is merged"),
+        (lambda p, r: [p] if p in r else replayed(p, r), "returned whole"),
+        (lambda p, r: [bytes(byte) for byte in p], "One byte as bytes is `bytes([byte])`"),
+        (lambda p, r: [each for each in p], "a loop over bytes gives numbers"),
+        (lambda p, r: [part.decode() for part in merged(p, r)], "it raised UnicodeDecodeError"),
+        (lambda p, r: min(r[p[i : i + 2]] for i in range(len(p) - 1)), "it raised"),
         #
-        (lambda d: [int(each) for each in by_three(d)], "the pieces are not texts"),
-        (lambda d: by_three(d)[::-1], "do not give the digits back"),
-        (lambda d: groups(str(int(d)))[::-1], "do not give the digits back"),
-        (lambda d: ["", *by_three(d)], "a piece is empty"),
+        (by_first_part, "expected"),
+        (one_pass, "two neighbours of the result are a token together"),
+        (lambda p, r: merged(p, r, rounds=2), "two neighbours of the result are a token together"),
+        (lambda p, r: grown(p, r)[1:], "do not give the piece back"),
+        (lambda p, r: [r.get(part) for part in grown(p, r)], "the entries are not bytes"),
+        (lambda p, r: [p[:3], *merged(p[3:], r)], "is not a token: two neighbours"),
     ],
     "e01_tokenizer.longest_match": [
         (lambda p, r: eat(p, r, lambda fitting: max(fitting, key=r.get)), "with the highest rank"),
@@ -178,19 +227,11 @@ OTHERS = {  # after a bare comment: two mistakes at once
         (lambda ts: ["", *differences(ts)[:-2], "".join(differences(ts)[-2:])],
          "with the very token"),
     ],
-    "e01_tokenizer.count_ways": [
-        (ways_kept, "stays the same with other tokens"),
-        (lambda p, r: 1, "does not grow by 1"),
-        (lambda p, r: ways(p, r) + (b"aa" in r), "each piece has n ways"),
-        #
-        (lambda p, r: 2 ** len(p), "there is exactly one way"),
-        (lambda p, r: ways(p, r) - (p in r) + 1, "there is exactly one way"),
-        (lambda p, r: sum(p.count(token) for token in r), "there is exactly one way"),
-        (lambda p, r: sum(token in p and len(token) > 1 for token in r) + 1, "go on after"),
-    ],
     "e01_tokenizer.chat": [
         (encode_chat, "Right, but it calls `encode_chat`"),
         (changed(bos=True), "a <|begin_of_text|> before every content"),
+        (lambda ms, t: conversation(
+            [m | {"content": m["content"].strip()} for m in ms], t), "first repository"),
         (only_two_roles, "a turn is wrong"),
         (the_last_only, "the number of headers is not right"),
         (changed(end="<|end_header_id|>"), "the number of headers is not right"),
