@@ -1,21 +1,12 @@
-"""The exercises of notebook 02: parameters, a row of bytes, LayerNorm, folding, Gemma's norm."""
+"""The exercises of notebook 02: RMSNorm, LayerNorm, norms folded into matrices, Gemma's norm."""
 
-import struct
+import re
 
 import torch
 import torch.nn.functional as functional
 
-from llama3_scratch.config import PRESETS
-from llama3_scratch.exercises.frame import (
-    Exercise,
-    agree,
-    answer_property,
-    desk,
-    drawn,
-    of_each,
-    uses,
-)
-from llama3_scratch.model import linear, rms_norm
+from llama3_scratch import model
+from llama3_scratch.exercises.frame import Exercise, agree, answer_property, desk, drawn, of_each
 
 MISFIT = "two shapes do not fit"
 
@@ -27,8 +18,8 @@ def _fitting(cases):
         first = next(iter(cases().values())) if isinstance(cases(), dict) else cases()[0]
         try:
             answer(*first)
-        except RuntimeError as error:
-            if "size of tensor" in str(error) or "cannot be multiplied" in str(error):
+        except (RuntimeError, ValueError) as error:
+            if re.search("size of tensor|cannot be multiplied|broadcast", str(error)):
                 return MISFIT
         except Exception:  # the call below raises it again
             pass
@@ -37,175 +28,175 @@ def _fitting(cases):
     return run
 
 
+# --- What the three norms share -------------------------------------------------------------------
+
 NO_KEEPDIM = (
     "two shapes do not fit. A mean has one dimension less than x. With keepdim=True the last "
     "dimension stays, with length 1, and each row gets its own number."
 )
 
 
-# --- Counting parameters --------------------------------------------------------------------------
+def _mean_square(x, dim=-1):
+    return x.pow(2).mean(dim, keepdim=True)
 
 
-def _sizes_cases():
-    small = (7, 1, 4, 2, 2, 2, 3), (11, 2, 12, 3, 1, 4, 7), (13, 3, 24, 6, 2, 4, 9)
-    cases = {", ".join(f"{x} {n}" for x, n in zip("VLDNKHF", s, strict=True)): s for s in small}
-    for name in ("Llama-3-8B", "Llama-3-70B"):
-        cases[f"the sizes of {name}"] = tuple(PRESETS[name].sizes[letter] for letter in "VLDNKHF")
-    return cases
+def _unit(x, eps, square=_mean_square):
+    return x * torch.rsqrt(square(x) + eps)
 
 
-def _count(V, L, D, N, K, H, F, tables=2, kv=None, wo=1, ffn=3, norms=2, last=1):
-    kv = 2 * K * H * D if kv is None else kv
-    return tables * V * D + L * ((1 + wo) * N * H * D + kv + ffn * F * D + norms * D) + last * D
+def _centred(x, dim=-1):
+    return x - x.mean(dim, keepdim=True)
 
 
-def _counted_with(**parts):
-    return lambda *sizes: _count(*sizes, **parts)
+def _as_it_is(x, dim=-1):
+    return x
 
 
-def _outside_is_right(answer, V, L, D, *rest):
-    return answer(V, 0, D, *rest) == 2 * V * D + D
+def _norm(divide, before=_as_it_is):
+    """A norm in Llama's order, with another division; before: what happens to the rows first."""
+    return lambda x, weight, eps: divide(before(x.float()), eps).type_as(x) * weight
 
 
-def _feed_forward_is_right(answer, V, L, D, N, K, H, F):
-    return answer(V, L, D, N, K, H, F + 1) - answer(V, L, D, N, K, H, F) == L * 3 * D
+def _along(before, dim):
+    return lambda x, weight, eps: (
+        _unit(before(x.float(), dim), eps, lambda rows: _mean_square(rows, dim)).type_as(x) * weight
+    )
 
 
-def _shared_heads_are_right(answer, V, L, D, N, K, H, F):
-    more = answer(V, L, D, N, N, H, F) - answer(V, L, D, N, 1, H, F)
-    return more == L * 2 * (N - 1) * H * D
+def _all_at_once(before):
+    def norm(x, weight, eps):
+        flat = before(x.float().flatten())
+        return _unit(flat, eps).view_as(x).type_as(x) * weight
+
+    return norm
 
 
-def _rest_of_a_layer_is_right(answer, V, L, D, N, K, H, F):
-    more = answer(V, L + 1, D, N, K, H, 0) - answer(V, L, D, N, K, H, 0)
-    return more == 2 * N * H * D + 2 * K * H * D + 2 * D
+def _mistakes(before):
+    """Those that RMSNorm and LayerNorm share."""
+    wrong = [
+        (lambda rows, eps: rows,
+         "nothing is divided. Each row is divided by the root of its mean square."),
+        (lambda rows, eps: _unit(rows, 0.0),
+         "eps is missing, or a small number is typed in for it: use the argument."),
+        (lambda rows, eps: rows / (_mean_square(rows).sqrt() + eps),
+         "eps is added to the root. Add it before, to the mean of the squares."),
+        (lambda rows, eps: rows / (_mean_square(rows) + eps),
+         "you divide by the mean of the squares. Take its root."),
+        (lambda rows, eps: rows * (_mean_square(rows) + eps).sqrt(),
+         "you multiply by the root of the mean square. Divide by it."),
+        (lambda rows, eps: _unit(rows, eps, lambda x: x.pow(2).sum(-1, keepdim=True)),
+         "the squares are only added up. Divide the sum by D: their mean is needed."),
+        (lambda rows, eps: _unit(rows, eps, lambda x: x.var(-1, keepdim=True)),
+         "`var` and `std` subtract the row's mean and divide by D - 1, unless told otherwise. Take "
+         "the mean of the squares, over D numbers."),
+    ]  # fmt: skip
+    return [
+        *((_norm(divide, before), message) for divide, message in wrong),
+        (_along(before, 0),
+         "the mean is taken down the columns, over all tokens. Take it along the last dimension, "
+         "inside a row: each token alone."),
+        (_along(before, 1),
+         "right for [T, D], but not for [..., T, D]: your dimension is counted from the front. The "
+         "last one is -1."),
+        (_all_at_once(before),
+         "all rows share one size. Each row has its own: dim -1, keepdim=True."),
+        (lambda x, weight, eps: _unit(before(x.float()), eps).type_as(x),
+         "the weight is missing: at the end each column is multiplied by its own."),
+        (lambda x, weight, eps: _unit(before(x.float() * weight), eps).type_as(x),
+         "the weight is multiplied at the beginning. Multiply at the end, when the row has size "
+         "1."),
+    ]  # fmt: skip
 
 
-n_parameters = Exercise(
-    "V, L, D, N, K, H, F -> how many numbers a Llama 3 of these sizes has, a whole number.",
-    right=_count,
-    cases=_sizes_cases,
+def _has_size_1(factor):
+    """With this as the weight, so that the factor is 1, and a tiny eps, rows have mean square 1."""
+
+    def holds(answer, x, weight, eps):
+        square = _mean_square(torch.as_tensor(answer(x, factor(weight), 1e-9)).float())
+        return bool(((square - 1).abs() < 0.02).all())
+
+    return answer_property(holds)
+
+
+def _eps_is_used(answer, x, weight, eps):
+    """With eps = 3 times the mean square of a row, the row comes out half as large as without."""
+    row = _unit(_centred(x.float()), 0.0).type_as(x)
+    with_eps, without = (torch.as_tensor(answer(row, weight, e)).float() for e in (3.0, 1e-9))
+    return torch.allclose(2 * with_eps, without, rtol=0.02, atol=0.02)
+
+
+def _weight_is_a_factor(answer, x, weight, eps):
+    return agree(answer(x, 2 * weight, eps), 2 * torch.as_tensor(answer(x, weight, eps)))
+
+
+FACTOR = (
+    answer_property(_weight_is_a_factor),
+    "with twice the weight your result is not twice as large. At the end each column is "
+    "multiplied by its own weight, and nothing else uses it.",
+)
+NO_EPS = (
+    "eps is missing or in the wrong place: add it to the mean of the squares, inside the root, and "
+    "use the argument."
+)
+EPS = (answer_property(_eps_is_used), NO_EPS)
+
+
+# --- RMSNorm --------------------------------------------------------------------------------------
+
+
+def _rms_cases():
+    by_hand = torch.tensor([[1.0, 1.0, 1.0, -3.0], [3.0, -1.0, -1.0, -1.0]])  # with eps, root 2
+    cases = [(by_hand, torch.tensor([0.5, -0.25, 2.0, 1.0]), 1.0)]
+    for seed, shape, eps, dtype in (
+        (1, (5, 6), 0.1, torch.float32), (2, (2, 3, 7), 0.3, torch.float32),
+        (3, (6, 30), 0.02, torch.bfloat16), (4, (2, 4, 24), 1e-5, torch.bfloat16),
+    ):  # fmt: skip
+        x, weight = drawn(seed, shape, shape[-1:])
+        cases.append(((1.7 * x + 0.4).to(dtype), (1 + 0.4 * weight).to(dtype), eps))
+    return {
+        f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}, eps {eps:g}": (x, weight, eps)
+        for x, weight, eps in cases
+    }
+
+
+rms_norm = Exercise(
+    "x [..., D], weight [D], eps -> [..., D]: each row divided by the root of its mean square plus "
+    "eps, in float32; back in x's type; then times the weight.",
+    right=model.rms_norm,
+    cases=_rms_cases,
+    run=_fitting(_rms_cases),
+    dtype=True,
+    hints=(
+        "Three lines, three names. One number for each row comes first: which dimension does the "
+        "mean run along, and what keeps the result's shape fit for a division of [..., D]?",
+        "x has two types here: float32 for everything inside, its own for the result. Keep both "
+        "within reach. The weight comes last, after the cast back.",
+    ),
     mistakes=[
-        (_counted_with(tables=1),
-         "the output matrix is missing. In Llama 3 8B it is a table of its own, [V, D] once more."),
-        (_counted_with(tables=0),
-         "the two tables are missing: the embedding and the output matrix, [V, D] each."),
-        (lambda V, L, D, N, K, H, F: _count(V, L, D, N, K, H, F, kv=2 * N * H * D),
-         "wk and wv are counted as large as wq. They have K heads, not N: [K*H, D]."),
-        (lambda V, L, D, N, K, H, F: _count(V, L, D, N, K, H, F, kv=2 * H * D),
-         "wk and wv are counted with one head. They have K: [K*H, D]."),
-        (lambda V, L, D, N, K, H, F: _count(V, L, D, N, K, H, F, kv=K * H * D),
-         "one of wk and wv is missing."),
-        (_counted_with(wo=0),
-         "wo is missing: attention has four matrices."),
-        (_counted_with(ffn=2),
-         "two matrices of the feed-forward part are counted. It has three: w1, w3 and w2."),
-        (_counted_with(norms=1),
-         "one norm is counted in each layer. There are two, one before each half."),
-        (_counted_with(norms=0),
-         "the norms in the layers are missing: two of D numbers each in every layer."),
-        (_counted_with(last=0),
-         "the last norm is missing: `norm.weight`, after all layers."),
-        (_counted_with(norms=0, last=0),
-         "all norms are missing: two in every layer, and one after the last layer."),
-        (_counted_with(tables=1, last=0),
-         "what comes after the layers is missing: the last norm, [D], and the output matrix, "
-         "[V, D]."),
-        (_counted_with(norms=4, last=2),
-         "each norm is counted with 2*D numbers. An RMSNorm has D, one for each column, and no "
-         "bias."),
-        (lambda V, L, *sizes: _count(V, 1, *sizes),
-         "only one layer is counted. There are L."),
-        (lambda V, L, *sizes: _count(V, L, *sizes, tables=2 * L),
-         "the tables are counted once for each layer. They are outside the layers."),
-        (lambda V, L, *sizes: _count(V, L, *sizes, last=L),
-         "the last norm is counted once for each layer. There is one, after all layers."),
-        (lambda *sizes: 2 * _count(*sizes),
-         "these are bytes in bfloat16. Count the numbers."),
+        (lambda x, weight, eps: x / x.pow(2).mean(-1), NO_KEEPDIM),
+        (lambda x, weight, eps: _unit(x.float(), eps) * weight,
+         "the result is float32 where x is bfloat16. Cast back, before the weight, to the type "
+         "that x had at the start."),
+        (lambda x, weight, eps: (_unit(x.float(), eps) * weight.float()).type_as(x),
+         "right in float32. In bfloat16 the order shows: cast back first, then multiply by the "
+         "weight, as Meta's code does."),
+        (lambda x, weight, eps: _unit(x, eps) * weight,
+         "right in float32. In bfloat16 the size of every row is a little off, because the mean "
+         "is computed in bfloat16 too: `x.float()` first."),
+        (lambda x, weight, eps: functional.layer_norm(x, weight.shape, weight, None, eps),
+         "this is LayerNorm: RMSNorm does not subtract the row's mean."),
+        *_mistakes(_as_it_is),
     ],
     properties=[
-        (answer_property(_outside_is_right),
-         "what is outside the layers is not counted right. With L = 0 your result should be the "
-         "two tables, [V, D] each, and the last norm, [D]."),
-        (answer_property(_feed_forward_is_right),
-         "the feed-forward part is not counted right: it has three matrices of F times D in every "
-         "layer."),
-        (answer_property(_shared_heads_are_right),
-         "wk and wv are not counted right: both are [K*H, D], in every layer."),
-        (answer_property(_rest_of_a_layer_is_right),
-         "attention or the norms of a layer are not counted right: in every layer there are wq, "
-         "wk, wv and wo, and two norms of D numbers each."),
+        FACTOR,
+        (_has_size_1(torch.ones_like),
+         "with weights of 1 and a tiny eps, the rows of your result do not have mean square 1. "
+         "Divide each row by the root of its own mean square."),
+        EPS,
+        (of_each(lambda found, x, weight, eps: agree(found, model.rms_norm(x, weight, eps))),
+         "right but for the rounding of bfloat16. The order is: up to float32, divide, back to the "
+         "type of x, times the weight."),
     ],
-)  # fmt: skip
-
-
-# --- One row from raw bytes -----------------------------------------------------------------------
-
-
-def _table_cases():
-    cases = {}
-    for seed, V, D, id in ((1, 3, 2, 1), (2, 7, 5, 3), (3, 6, 8, 1), (4, 9, 6, 4)):
-        (table,) = drawn(seed, (V, D))
-        table[id, -1] = 0.0  # its exponent is 0: a number put together by hand needs care here
-        raw = bytes(table.bfloat16().cpu().view(torch.uint8).flatten().tolist())
-        cases[f"row {id} of a table [{V}, {D}]"] = (raw, D, id)
-    return cases
-
-
-def _numbers(raw, start, D, form="<f", before=b"\0\0", after=b"", step=1):
-    pairs = (raw[i : i + 2][::step] for i in range(start, start + 2 * D, 2))
-    return [struct.unpack(form, before + pair + after)[0] for pair in pairs]
-
-
-def _row(raw, D, id):
-    return _numbers(raw, 2 * id * D, D)
-
-
-def _in_the_table(found, raw, *_):
-    return {float(x) for x in found} <= set(_numbers(raw, 0, len(raw) // 2))
-
-
-read_row = Exercise(
-    "The bytes of a bfloat16 table [V, D], D, id -> row `id`, a list of D floats.",
-    right=_row,
-    cases=_table_cases,
-    mistakes=[
-        (lambda raw, D, id: _numbers(raw, id * D, D),
-         "you start at number id*D, but `raw` is counted in bytes. A number has two of them."),
-        (lambda raw, D, id: _numbers(raw, 2 * id * D, D, form="<e", before=b""),
-         "the two bytes are read as float16. bfloat16 has the exponent of float32: it is the upper "
-         "half of a float32."),
-        (lambda raw, D, id: _numbers(raw, 2 * id * D, D, before=b"", after=b"\0\0"),
-         "the two zero bytes come after the pair. The file is little-endian, the lowest byte "
-         "first, so the bytes that float32 has in addition come before the pair."),
-        (lambda raw, D, id: _numbers(raw, 2 * id * D, D, step=-1),
-         "the two bytes of each number are swapped: the file has the lower one first."),
-        (lambda raw, D, id: _numbers(raw, 2 * id * D, D, form="<H", before=b""),
-         "these are the bit patterns as whole numbers. Read them as floats."),
-        (lambda raw, D, id: [x or 2.0**-127 for x in _row(raw, D, id)],
-         "right except for 0: where all bits of a number are 0, it is 0. `struct` knows that."),
-        (lambda raw, D, id: _row(raw, D, id - 1),
-         "this is the row before. Ids count from 0, so `id` rows come before row `id`."),
-        (lambda raw, D, id: _row(raw, D, id + 1),
-         "this is the row after. Ids count from 0, so `id` rows come before row `id`."),
-        (lambda raw, D, id: _row(raw, D, id)[: (D + 1) // 2],
-         "you stop after D bytes. A row has D numbers, of two bytes each."),
-        (lambda raw, D, id: _numbers(raw, 0, len(raw) // 2),
-         "this is the whole table. Return one row of it, row `id`."),
-        (lambda raw, D, id: [_row(raw, D, i)[id] for i in range(len(raw) // (2 * D))],
-         "this is a column. The numbers of a token are next to each other: they are a row."),
-    ],
-    properties=[
-        (of_each(lambda found, raw, D, id: len(found) == D),
-         "a row has D numbers, and your result has another number of entries."),
-        (of_each(_in_the_table),
-         "your result has numbers that are not in the table. Which two bytes belong together, and "
-         "what comes before them?"),
-        (of_each(lambda found, raw, D, id: {float(x) for x in found} == {*_row(raw, D, id)}),
-         "these are numbers of the table, but not those of row `id`. A row has 2*D bytes, and `id` "
-         "rows come before it."),
-    ],
-    but=[(uses("torch"), "the exercise asks for a way without PyTorch: `struct` is enough.")],
 )  # fmt: skip
 
 
@@ -225,45 +216,9 @@ def _right_layer_norm(x, weight, eps):
     return functional.layer_norm(x, weight.shape, weight, None, eps)
 
 
-def _centred(x, dim=-1):
-    return x - x.mean(dim, keepdim=True)
-
-
-def _mean_square(x, dim=-1):
-    return x.pow(2).mean(dim, keepdim=True)
-
-
-def _normed_along(dim):
-    def norm(x, weight, eps):
-        centred = _centred(x, dim)
-        return centred / (_mean_square(centred, dim) + eps).sqrt() * weight
-
-    return norm
-
-
-def _normed_by(square):
-    """A LayerNorm that is wrong only in what it takes for the mean square."""
-    return lambda x, weight, eps: _centred(x) / (square(x) + eps).sqrt() * weight
-
-
-def _without_weight(answer, x, weight, eps=1e-9):
-    return torch.as_tensor(answer(x, torch.ones_like(weight), eps))
-
-
 def _has_mean_0(answer, x, weight, eps):
-    return bool((_without_weight(answer, x, weight).mean(-1).abs() < 1e-3).all())
-
-
-def _has_size_1(answer, x, weight, eps):
-    return bool(((_mean_square(_without_weight(answer, x, weight)) - 1).abs() < 1e-3).all())
-
-
-def _weight_is_a_factor(answer, x, weight, eps):
-    return agree(answer(x, 2 * weight, eps), 2 * torch.as_tensor(answer(x, weight, eps)))
-
-
-def _eps_is_in_the_root(answer, x, weight, eps):
-    return agree(answer(x, weight, eps), _right_layer_norm(x, weight, eps))
+    found = torch.as_tensor(answer(x, torch.ones_like(weight), 1e-9))
+    return bool((found.mean(-1).abs() < 1e-3).all())
 
 
 layer_norm = Exercise(
@@ -272,55 +227,28 @@ layer_norm = Exercise(
     right=_right_layer_norm,
     cases=_layer_norm_cases,
     run=_fitting(_layer_norm_cases),
+    hints=(
+        "Give the row without its mean a name of its own.",
+        "From there on it is RMSNorm of that row: the squares are those of the new row, not of x.",
+    ),
     mistakes=[
         (lambda x, weight, eps: x - x.mean(-1), NO_KEEPDIM),
-        (rms_norm,
+        (model.rms_norm,
          "this is RMSNorm. LayerNorm subtracts the row's mean as well."),
-        (_normed_by(_mean_square),
+        (lambda x, weight, eps: _centred(x) / (_mean_square(x) + eps).sqrt() * weight,
          "rows of your result have mean 0, but their size is not 1: did you take the mean of the "
          "squares before subtracting the mean?"),
-        (lambda x, weight, eps: _centred(x) * weight,
-         "the mean is subtracted, but nothing is divided."),
-        (lambda x, weight, eps: _right_layer_norm(x, torch.ones_like(weight), eps),
-         "the weight is missing: at the end each column is multiplied by its own."),
-        (lambda x, weight, eps: _right_layer_norm(x, weight, 0.0),
-         "eps is missing, or so small that it has no effect: use the argument."),
-        (lambda x, weight, eps: (
-            _centred(x) / (_mean_square(_centred(x)).sqrt() + eps) * weight),
-         "eps is added to the root. Add it before, to the mean of the squares."),
-        (lambda x, weight, eps: _centred(x) / (_mean_square(_centred(x)) + eps) * weight,
-         "you divide by the mean of the squares. Take its root."),
-        (_normed_by(lambda x: x.var(-1, keepdim=True)),
-         "the squares are divided by D - 1, as `var` and `std` do unless told otherwise. LayerNorm "
-         "divides by D: take a mean, or `correction=0`."),
-        (_normed_by(lambda x: _centred(x).pow(2).sum(-1, keepdim=True)),
-         "the squares are only added up. Divide the sum by D: their mean is needed."),
-        (_normed_along(0),
-         "each column has mean 0. The mean is taken along the last dimension, inside a row: each "
-         "token alone."),
-        (_normed_along(1),
-         "right for [T, D], but not for [..., T, D]: your dimension is counted from the front. The "
-         "last one is -1."),
-        (lambda x, weight, eps: _centred(x.flatten()).view_as(x)
-            / (_mean_square(_centred(x.flatten())) + eps).sqrt() * weight,
-         "all rows have one mean and one size. Each row has its own: dim -1, keepdim=True."),
-        (lambda x, weight, eps: _right_layer_norm(x * weight, torch.ones_like(weight), eps),
-         "the weight is multiplied at the beginning. Multiply at the end, when the row has size "
-         "1."),
+        *_mistakes(_centred),
     ],
     properties=[
-        (answer_property(_weight_is_a_factor),
-         "with twice the weight your result is not twice as large. At the end each column is "
-         "multiplied by its own weight, and nothing else uses it."),
+        FACTOR,
         (answer_property(_has_mean_0),
          "with weights of 1, the rows of your result do not have mean 0. Subtract each row's own "
          "mean, first of all."),
-        (answer_property(_has_size_1),
+        (_has_size_1(torch.ones_like),
          "with weights of 1 and a tiny eps, the rows of your result do not have mean square 1. "
          "Divide each row by the root of its mean square, taken after the mean is subtracted."),
-        (answer_property(_eps_is_in_the_root),
-         "right without eps. Use the argument, and add it to the mean of the squares, inside the "
-         "root."),
+        EPS,
     ],
 )  # fmt: skip
 
@@ -367,8 +295,10 @@ def _same_results(norm, names):
 
     def holds(found, layer):
         (x,) = drawn(5, (3, len(layer["ffn_norm.weight"])))
-        before = [linear(x * layer[f"{norm}.weight"], layer[f"{name}.weight"]) for name in names]
-        now = [linear(x * found[f"{norm}.weight"], found[f"{name}.weight"]) for name in names]
+        now, before = (
+            [(x * of[f"{norm}.weight"]) @ of[f"{name}.weight"].T for name in names]
+            for of in (found, layer)
+        )
         return agree(now, before)
 
     return of_each(holds)
@@ -380,11 +310,19 @@ fold = Exercise(
     right=_fold,
     cases=_layer_cases,
     run=_fitting(_layer_cases),
+    hints=(
+        "`(x * g) @ W.T` adds up x[d] * g[d] * W[o, d] over d. To which numbers of W can g[d] go?",
+        "Take a W with 2 rows and 3 columns on paper: which of its six numbers ever meet g[1]? And "
+        "which of the seven matrices never see the norm's result?",
+    ),
     mistakes=[
         (_folded_with(scale=lambda matrix, g: matrix * g[:, None]),
          "two shapes do not fit. A norm's weight has D numbers, one for each column of the "
          "matrices that read it. Did you scale rows, or a matrix that does not read the norm's "
          "result?"),
+        (_folded_with(scale=lambda w, g: w * (g[:, None] if len(w) == len(g) else g)),
+         "in the square matrix wq the rows are scaled. A norm's weight has one number for each "
+         "column, here as in the others."),
         (lambda layer: layer,
          "nothing is changed. Multiply the norms' weights into the matrices that read them."),
         (_folded_with(ones=()),
@@ -444,29 +382,13 @@ def _gemma_cases():
     return cases
 
 
-def _unit(x, eps):
-    return x * torch.rsqrt(_mean_square(x) + eps)
-
-
 def _right_gemma_norm(x, weight, eps):
     return (_unit(x.float(), eps) * (1 + weight.float())).type_as(x)
 
 
-def _zero_weight_leaves_size_1(answer, x, weight, eps):
-    square = _mean_square(answer(x, torch.zeros_like(weight), 1e-9).float())
-    return bool(((square - 1).abs() < 0.02).all())
-
-
 def _factor_is_one_more(answer, x, weight, eps):
-    rows, threefold = (answer(x, torch.full_like(weight, w), eps).float() for w in (0.0, 2.0))
+    threefold, rows = (answer(x, torch.full_like(weight, g), eps).float() for g in (2.0, 0.0))
     return torch.allclose(threefold, 3 * rows, rtol=0.02)
-
-
-def _eps_is_used(answer, x, weight, eps):
-    """With eps = 3 times the mean square of a row, a row is half as large as without."""
-    row = torch.ones_like(x)
-    with_eps, without = (answer(row, weight, e).float() for e in (3.0, 1e-9))
-    return torch.allclose(2 * with_eps, without, rtol=0.02)
 
 
 def _rounded_once(found, x, weight, eps):
@@ -482,11 +404,16 @@ gemma_norm = Exercise(
     cases=_gemma_cases,
     run=_fitting(_gemma_cases),
     dtype=True,
+    hints=(
+        "Only the last step rounds. Which of your own lines casts too early for that?",
+        "The sum 1 + weight is part of what is computed in float32: eight bits are not enough for "
+        "a 1 and a small number behind it.",
+    ),
     mistakes=[
         (lambda x, weight, eps: x / x.pow(2).mean(-1), NO_KEEPDIM),
         (lambda x, weight, eps: _unit(x.float(), eps) * (1 + weight.float()),
          "the result is float32: cast it back to x's type at the end."),
-        (rms_norm,
+        (model.rms_norm,
          "this is Llama's norm, with the weight itself as the factor. Gemma's is 1 + weight."),
         (lambda x, weight, eps: (_unit(x.float(), eps) * weight.float()).type_as(x),
          "the factor is the weight itself. Gemma's is 1 + weight."),
@@ -506,19 +433,16 @@ gemma_norm = Exercise(
             ).type_as(x),
          "the mean of the squares is taken in bfloat16, so the size of every row is a little off: "
          "`x.float()` before the squares."),
-        (lambda x, weight, eps: _right_gemma_norm(x, weight, 0.0),
-         "eps is missing, or so small that it has no effect: use the argument."),
+        (lambda x, weight, eps: _right_gemma_norm(x, weight, 0.0), NO_EPS),
     ],
     properties=[
-        (answer_property(_zero_weight_leaves_size_1),
+        (_has_size_1(torch.zeros_like),
          "with a weight of zeros and a tiny eps, the rows do not have mean square 1. Each row is "
          "divided by the root of its own mean square, and the factor is 1 + weight."),
         (answer_property(_factor_is_one_more),
          "with a weight of 2 the result is not three times that with a weight of 0. The factor is "
          "1 + weight."),
-        (answer_property(_eps_is_used),
-         "eps is missing or in the wrong place: add it to the mean of the squares, inside the "
-         "root."),
+        EPS,
         (of_each(_rounded_once),
          "some numbers are further from the exact ones than a single rounding explains. Is "
          "anything in bfloat16 before the end?"),

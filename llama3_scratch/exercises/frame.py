@@ -94,7 +94,7 @@ class Exercise:
         In a workbook a right answer is kept.
         """
         verdict = self.verdict(answer)
-        print("\n".join(textwrap.fill(line, 80) for line in verdict.splitlines()))
+        print(wrapped(verdict))
         if self.key and verdict.startswith("Right"):
             workbook.keep(self, answer)
 
@@ -205,7 +205,7 @@ def desk(module):
 
     def hint(name, i=1):
         """Print hint number i of an exercise: 1 or 2."""
-        print(exercises[name].hints[i - 1])
+        print(wrapped(exercises[name].hints[i - 1]))
 
     def status():
         """Print this notebook's exercises, and which of them are passed in this workbook."""
@@ -349,6 +349,11 @@ def _has_nan(result):
 
 
 # --- What is said ---------------------------------------------------------------------------------
+
+
+def wrapped(text):
+    """A text in lines of at most 80 characters."""
+    return "\n".join(textwrap.fill(line, 80) for line in text.splitlines())
 
 
 def described(case):

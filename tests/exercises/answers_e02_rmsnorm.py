@@ -1,38 +1,25 @@
 """Answers to the exercises of notebook 02, written without a look at the checkers' own."""
 
-import struct
-
 import numpy as np
 import torch
 import torch.nn.functional as functional
 
 
-def count(V, L, D, N, K, H, F, outside=2, norms=2, matrices=3):
-    attention = sum(a * b for a, b in ((D, D), (D, K * H), (D, K * H), (D, D)))
-    return sum(attention + matrices * F * D + norms * D for _ in range(L)) + outside * V * D + D
+def rms_norm_with_numpy(x, weight, eps):
+    wide = x.double().numpy()
+    unit = wide / np.sqrt(np.square(wide).mean(axis=-1, keepdims=True) + eps)
+    return torch.from_numpy(unit).to(x.dtype) * weight
 
 
-def floats(raw):
-    pairs = (raw[i : i + 2] for i in range(0, len(raw), 2))
-    return [struct.unpack("<f", bytes(2) + pair)[0] for pair in pairs]
+def rms_norm_row_by_row(x, weight, eps):
+    rows = x.float().reshape(-1, x.shape[-1])
+    divided = [row / (row @ row / len(row) + eps) ** 0.5 for row in rows]
+    return torch.stack(divided).reshape(x.shape).to(x.dtype) * weight
 
 
-def bits_by_hand(raw, D, id):
-    row = []
-    for i in range(2 * D * id, 2 * D * (id + 1), 2):
-        word = raw[i] + 256 * raw[i + 1]
-        sign, exponent, fraction = word >> 15, word >> 7 & 255, word & 127
-        row.append((-1) ** sign * 2.0 ** (exponent - 127) * (1 + fraction / 128))
-    return row
-
-
-def with_pytorch(raw, D, id):
-    return torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).view(-1, D)[id].tolist()
-
-
-def with_numpy(raw, D, id):
-    table = np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16
-    return table.view(np.float32).reshape(-1, D)[id]
+def rms_norm_with_the_name_taken(x, weight, eps):
+    x = x.float()
+    return functional.rms_norm(x, weight.shape, None, eps).type_as(x) * weight
 
 
 def layer_norm_with_numpy(x, weight, eps):
@@ -71,13 +58,10 @@ def gemma(x, weight, eps, dtype=torch.float64):
 
 
 RIGHT = {
-    "e02_rmsnorm.n_parameters": [count, lambda V, L, D, N, K, H, F: D * (
-        2 * V + 1 + L * (2 * D + 2 * D // (N // K) + 3 * F + 2))],
-    "e02_rmsnorm.read_row": [
-        with_numpy,
-        lambda raw, D, id: tuple(floats(raw)[id * D : id * D + D]),
-        lambda raw, D, id: [struct.unpack("<f", struct.pack("<I", word << 16))[0]
-                            for word in struct.unpack_from(f"<{D}H", raw, 2 * D * id)],
+    "e02_rmsnorm.rms_norm": [
+        rms_norm_with_numpy,
+        rms_norm_row_by_row,
+        lambda x, w, eps: functional.rms_norm(x.float(), w.shape, None, eps).to(x.dtype) * w,
     ],
     "e02_rmsnorm.layer_norm": [
         layer_norm_with_numpy,
@@ -92,24 +76,22 @@ RIGHT = {
     ],
 }  # fmt: skip
 OTHERS = {  # after a bare comment: two mistakes at once
-    "e02_rmsnorm.n_parameters": [
-        (lambda V, *sizes: count(128256, *sizes), "outside the layers"),
-        (lambda V, L, D, N, K, H, F: count(V, L, D, N, 8, H, F), "wk and wv are not counted"),
+    "e02_rmsnorm.rms_norm": [
+        (rms_norm_with_the_name_taken, "the type that x had at the start"),
+        (lambda x, w, eps: functional.rms_norm(x.float(), w.shape, w.float(), eps).to(x.dtype),
+         "cast back first"),
+        (lambda x, w, eps: functional.rms_norm(x.float(), w.shape, None, 1e-5).to(x.dtype) * w,
+         "a small number is typed in"),
+        (lambda x, w, eps: x / (x.float() ** 2).mean(-1) ** 0.5 * w, "keepdim=True"),
+        (lambda x, w, eps: x / x.std(-1, keepdim=True) * w, "do not have mean square 1"),
+        (lambda x, w, eps: (x.double() / x.double().norm(dim=-1, keepdim=True)).to(x.dtype) * w,
+         "do not have mean square 1"),
         #
-        (lambda *sizes: count(*sizes, outside=1, norms=1), "outside the layers"),
-        (lambda *sizes: count(*sizes, norms=1, matrices=2), "the feed-forward part"),
-        (lambda V, L, D, N, K, H, F: count(V, L, D, N, N, H, F, norms=1), "wk and wv are not"),
-        (lambda V, L, D, *rest: count(V, L, D, *rest, norms=0) - L * D * D, "or the norms of a"),
-    ],
-    "e02_rmsnorm.read_row": [
-        (with_pytorch, "a way without PyTorch"),
-        (bits_by_hand, "right except for 0"),
-        (lambda raw, D, id: floats(raw[2 * D * id : 2 * D * (id + 1)])[1:], "row has D numbers"),
-        (lambda raw, D, id: floats(raw[2 * D * id + 1 : 2 * D * (id + 1) + 1]), "not in the table"),
-        #
-        (lambda raw, D, id: struct.unpack_from(f"<{D}e", raw, D * id), "not in the table"),
-        (lambda raw, D, id: floats(raw)[id : len(raw) // 2 : D][::-1], "row has D numbers"),
-        (lambda raw, D, id: floats(raw)[id * D - 1 : id * D - 1 + D], "not those of row `id`"),
+        (lambda x, w, eps: w * x / ((x**2).mean() + eps) ** 0.5, "do not have mean square 1"),
+        (lambda x, w, eps: rms_norm_with_numpy(x, 1 + w, eps), "twice the weight"),
+        (lambda x, w, eps: rms_norm_row_by_row(x, w, 1e-9).float() + eps, "expected"),
+        (lambda x, w, eps: w * (x * ((x.float() ** 2).mean(-1, keepdim=True) + eps).rsqrt().to(x)),
+         "The order is"),
     ],
     "e02_rmsnorm.layer_norm": [
         (layer_norm_in_place, "it changes its arguments"),
@@ -124,6 +106,8 @@ OTHERS = {  # after a bare comment: two mistakes at once
     "e02_rmsnorm.fold": [
         (lambda layer: folded(layer, ffn=("w1", "w3", "w2")), "a matrix that does not read"),
         (lambda layer: folded(layer, scale=lambda w, g: g.diag() @ w), "Did you scale rows"),
+        (lambda layer: folded(layer, scale=lambda w, g: torch.einsum("oi,o->oi", w, g)),
+         "Did you scale rows"),
         (lambda layer: {n: w for n, w in folded(layer).items() if "norm" not in n},
          "the key 'attention_norm.weight' is missing"),
         (lambda layer: folded(layer) | {"wq": 1}, "the key 'wq' is not expected"),
