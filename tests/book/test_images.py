@@ -25,6 +25,11 @@ def path(request):
     return FOLDER / request.param
 
 
+@pytest.fixture
+def root(path):
+    return ElementTree.parse(path).getroot()
+
+
 def test_the_folder_has_what_draw_py_draws(draw, tmp_path):
     draw.main(tmp_path)
     drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -40,8 +45,7 @@ def test_computed_values_are_float64(draw):
     assert len(values) >= 4 and {value.dtype for value in values} == {torch.float64}
 
 
-def test_a_figure_is_described_for_readers_who_cannot_see_it(path, draw):
-    root = ElementTree.parse(path).getroot()
+def test_a_figure_is_described_for_readers_who_cannot_see_it(path, root, draw):
     assert root.tag == f"{SVG}svg" and root.get("role") == "img"
     for name, said in (("title", path.stem.replace("_", " ")), ("desc", draw.ALT[path.stem])):
         (element,) = root.findall(f"{SVG}{name}")
@@ -50,18 +54,19 @@ def test_a_figure_is_described_for_readers_who_cannot_see_it(path, draw):
     assert 60 < len(draw.ALT[path.stem]) < 500
 
 
-def test_a_figure_loads_nothing_and_its_text_is_text(path):
+def test_a_figure_loads_nothing_and_its_text_is_text(path, root):
     source = path.read_text(encoding="utf-8")
     hosts = re.findall(r"\w+://[^\s\"<]+", source.replace('xmlns="http://www.w3.org/2000/svg"', ""))
-    assert not hosts and "href" not in source and "url(" not in source
+    words = ("href", "url(", "prefers-color-scheme")
+    assert not hosts and not any(word in source for word in words)
     assert len(source.encode()) < 150_000
-    tags = {element.tag.removeprefix(SVG) for element in ElementTree.fromstring(source).iter()}
+    tags = {element.tag.removeprefix(SVG) for element in root.iter()}
     assert "text" in tags
     assert tags <= {"svg", "title", "desc", "text", "tspan", "rect", "circle", "path"}
 
 
-def test_a_figure_fits_the_column_and_is_legible(path):
-    root = ElementTree.parse(path).getroot()
+def test_a_figure_fits_the_column_and_is_legible(root, draw):
+    """Its own light background is first and fills it; nothing depends on the page's theme."""
     width, height = root.get("width"), root.get("height")
     assert width == "690" and root.get("viewBox") == f"0 0 {width} {height}"
     texts = root.findall(f"{SVG}text")
@@ -69,6 +74,9 @@ def test_a_figure_fits_the_column_and_is_legible(path):
     assert all(text.text or text[0].text for text in texts)
     for text in texts:
         assert 8 < float(text.get("x")) < 682 and 8 < float(text.get("y")) < int(height) - 8
+    card = next(element for element in root if element.tag == f"{SVG}rect")
+    assert card.get("fill") == draw.CARD and float(card.get("width")) == 689
+    assert float(card.get("height")) == int(height) - 1
 
 
 def luminance(colour):
@@ -89,15 +97,6 @@ def test_text_contrasts_with_every_background(draw):
         for colour in (*inks, draw.NORM):
             ground = draw.tint(colour, 0.15)
             assert luminance(ground) + 0.05 >= 4.5 * (luminance(ink) + 0.05), (ink, colour)
-
-
-def test_the_card_is_light_on_every_page(path, draw):
-    """The figure's own background is first and fills it; nothing depends on the page's theme."""
-    root = ElementTree.parse(path).getroot()
-    card = next(element for element in root if element.tag == f"{SVG}rect")
-    assert card.get("fill") == draw.CARD and float(card.get("width")) == 689
-    assert float(card.get("height")) == int(root.get("height")) - 1
-    assert "prefers-color-scheme" not in path.read_text(encoding="utf-8")
 
 
 def test_the_drawn_merges_are_the_tokenizers(draw):

@@ -1,10 +1,9 @@
 """Sizes, names and `params.json`."""
 
 import json
-import math
 
 import pytest
-from helpers import CONFIGS, ODD
+from helpers import CONFIGS, config_json
 
 from llama3_scratch import PRESETS, Config, InputError, weight_shapes
 from llama3_scratch.config import RopeScaling
@@ -34,8 +33,6 @@ def test_llama_3_8b_has_its_known_sizes(tmp_path):
     assert len(names) == 3 + 9 * 32
     assert shapes["layers.31.attention.wk.weight"] == (1024, 4096)
     assert shapes["layers.0.feed_forward.w2.weight"] == (4096, 14336)
-    layer = sum(math.prod(shape) for name, shape in shapes.items() if ".7." in name)
-    assert round(2 * layer / 1e6) == 436  # MB in bfloat16
 
 
 def test_presets_equal_metas_list_of_models():
@@ -61,14 +58,7 @@ def test_parameter_counts_equal_hugging_faces(name):
 
     config = PRESETS[name]
     with torch.device("meta"):
-        reference = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size, hidden_size=config.dim,
-                num_hidden_layers=config.n_layers, intermediate_size=config.ffn_dim,
-                num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
-                tie_word_embeddings=config.tied_output,
-            )
-        )  # fmt: skip
+        reference = LlamaForCausalLM(LlamaConfig(**config_json(config)))
     assert config.n_parameters == sum(p.numel() for p in reference.parameters())
 
 
@@ -89,38 +79,29 @@ def test_a_config_survives_to_params_and_from_params(tmp_path, config):
     assert read(tmp_path, config.to_params()) == config
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"dim": None}, "dim is None: expected a positive whole number"),
-        ({"dim": 4096.0}, "dim is 4096.0: expected a positive whole number"),
-        ({"n_layers": 0}, "n_layers is 0: expected a positive whole number"),
-        ({"n_layers": True}, "n_layers is True"),
-        ({"n_layers": "32"}, "n_layers is '32'"),
-        ({"norm_eps": -1e-5}, "norm_eps is -1e-05: expected a positive number"),
-        ({"rope_theta": float("nan")}, "rope_theta is nan: expected a positive number"),
-        ({"rope_theta": float("inf")}, "rope_theta is inf: expected a positive number"),
-        ({"vocab_size": -1}, "vocab_size is -1"),
-        ({"n_kv_heads": 7}, "n_heads is 32: expected a multiple of n_kv_heads, which is 7"),
-        ({"dim": 4098}, "dim is 4098: expected a multiple of 2 x n_heads = 64"),
-        ({"n_heads": 4096}, "dim is 4096: expected a multiple of 2 x n_heads = 8192"),
-        ({"use_scaled_rope": 8}, "use_scaled_rope is 8: expected true or false"),
-        ({"tied_output": "no"}, "tied_output is 'no': expected true or false"),
-        ({"rope_scaling": {"factor": 0}}, "rope_scaling.factor is 0: expected a positive number"),
-        ({"rope_scaling": {"factr": 8}}, "factr"),
-        ({"rope_scaling": {}}, "rope_scaling is {}: expected an object with factor"),
-        ({"norm_eps": 10**400}, "norm_eps is 1000"),
-        ({"ffn_dim_multiplier": 1e308}, "ffn_dim_multiplier is 1e+308: expected a positive number"),
-        ({"ffn_dim_multiplier": 1e-30}, "is 0: expected 1 or more"),
-        ({"rope_scaling": 8}, "rope_scaling is 8: expected an object with factor"),
-        (
-            {"rope_scaling": {"factor": 8, "low_freq_factor": 4}},
-            "expected less than high_freq_factor",
-        ),
-        ({"n_experts": 8}, "unknown key 'n_experts'"),
-        ({"vision_chunk_size": 448}, "unknown key 'vision_chunk_size'"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), [
+    ({"dim": None}, "dim is None: expected a positive whole number"),
+    ({"dim": 4096.0}, "dim is 4096.0: expected a positive whole number"),
+    ({"n_layers": 0}, "n_layers is 0: expected a positive whole number"),
+    ({"n_layers": True}, "n_layers is True"), ({"n_layers": "32"}, "n_layers is '32'"),
+    ({"norm_eps": -1e-5}, "norm_eps is -1e-05: expected a positive number"),
+    ({"norm_eps": 10**400}, "norm_eps is 1000"), ({"vocab_size": -1}, "vocab_size is -1"),
+    ({"rope_theta": float("nan")}, "rope_theta is nan: expected a positive number"),
+    ({"rope_theta": float("inf")}, "rope_theta is inf: expected a positive number"),
+    ({"n_kv_heads": 7}, "n_heads is 32: expected a multiple of n_kv_heads, which is 7"),
+    ({"dim": 4098}, "dim is 4098: expected a multiple of 2 x n_heads = 64"),
+    ({"n_heads": 4096}, "dim is 4096: expected a multiple of 2 x n_heads = 8192"),
+    ({"ffn_dim_multiplier": 1e308}, "ffn_dim_multiplier is 1e+308: expected a positive number"),
+    ({"ffn_dim_multiplier": 1e-30}, "is 0: expected 1 or more"),
+    ({"use_scaled_rope": 8}, "use_scaled_rope is 8: expected true or false"),
+    ({"tied_output": "no"}, "tied_output is 'no': expected true or false"),
+    ({"rope_scaling": 8}, "rope_scaling is 8: expected an object with factor"),
+    ({"rope_scaling": {}}, "rope_scaling is {}: expected an object with factor"),
+    ({"rope_scaling": {"factor": 0}}, "rope_scaling.factor is 0: expected a positive number"),
+    ({"rope_scaling": {"factor": 8, "low_freq_factor": 4}}, "expected less than high_freq_factor"),
+    ({"rope_scaling": {"factr": 8}}, "factr"), ({"n_experts": 8}, "unknown key 'n_experts'"),
+    ({"vision_chunk_size": 448}, "unknown key 'vision_chunk_size'"),
+])  # fmt: skip
 def test_bad_values_are_named(tmp_path, change, says):
     with pytest.raises(InputError) as error:
         read(tmp_path, PARAMS | change)
@@ -140,7 +121,3 @@ def test_garbled_json_is_an_input_error(tmp_path, text):
     with pytest.raises(InputError) as error:
         read(tmp_path, text)
     assert len(str(error.value)) < 1000
-
-
-def test_the_odd_sizes_all_differ():
-    assert len(set(ODD.sizes.values())) == len(ODD.sizes)

@@ -1,28 +1,20 @@
-"""Compare the forward pass with Meta's, Hugging Face's and PyTorch's; test its properties."""
+"""Compare the forward pass with Meta's and its parts with PyTorch's; test its properties."""
 
 import ast
 import inspect
+import math
 import re
-import time
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import (
-    CONFIGS,
-    ODD,
-    close,
-    halves,
-    make_tokens,
-    make_weights,
-    permuted,
-    transformers_model,
-)
+from helpers import CONFIGS, ODD, close, make_tokens, make_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch import PRESETS, cache, model
-from llama3_scratch.config import Config, RopeScaling, weight_shapes
+from llama3_scratch.config import RopeScaling, weight_shapes
 from llama3_scratch.speed import attend_fused
 from llama3_scratch.watch import watch
 
@@ -89,27 +81,6 @@ def test_each_step_has_its_precision():
                 assert value.dtype == (torch.float32 if wide else torch.bfloat16), name
 
 
-# Hugging Face's LlamaForCausalLM
-
-
-def hugging_face_logits(config, weights, tokens, permute=permuted):
-    """Return the logits of `LlamaForCausalLM`, whose query and key rows are half-split."""
-    reference = transformers_model(config, halves(weights, config, permute))
-    reference.set_attn_implementation("eager")
-    with torch.inference_mode():
-        return reference(tokens[None]).logits[0]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_agree_with_hugging_faces(name):
-    config = CONFIGS[name]
-    weights, tokens = make_weights(config), make_tokens(config, 40)
-    logits = model.forward(weights, tokens, config)
-    close(logits, hugging_face_logits(config, weights, tokens))
-    with pytest.raises(AssertionError, match="differs"):
-        close(logits, hugging_face_logits(config, weights, tokens, permute=lambda w, n_heads: w))
-
-
 # PyTorch's own functions
 
 
@@ -123,21 +94,14 @@ def test_rms_norm_agrees_with_pytorchs():
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
 def test_attend_agrees_with_pytorchs_fused_attention(leading):
     H = ODD.head_dim
-    query, keys, values = (
-        torch.randn(*leading, n, heads, H) for n, heads in [(7, 6), (9, 2), (9, 2)]
-    )
+    query = torch.randn(*leading, 7, 6, H)
+    keys, values = torch.randn(2, *leading, 9, 2, H)
     mask = model.causal_mask(torch.arange(2, 9), 9)
     readable = model.attend(query, keys, values, mask)
     close(attend_fused(query, keys, values, mask), readable, 1e-6)
     with pytest.raises(AssertionError, match="differs"):  # the other way to share 2 heads among 6
         swapped = query.unflatten(-2, (3, 2)).transpose(-3, -2).flatten(-3, -2)
         close(attend_fused(swapped, keys, values, mask), readable, 1e-6)
-
-
-def test_attend_fused_gives_the_same_logits():
-    weights, tokens = make_weights(ODD), make_tokens(ODD, 2, 17)
-    readable = model.forward(weights, tokens, ODD)
-    close(model.forward(weights, tokens, ODD, attend=attend_fused), readable)
 
 
 # RoPE
@@ -155,29 +119,20 @@ def test_rope_frequencies_are_llama_3s():
 
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Llama-3.2-1B"])
 def test_scaling_lowers_only_the_low_frequencies(name):
-    """High frequencies stay, low ones are divided by the factor, and the ramp is monotonic."""
+    """High frequencies stay and low ones are divided by the factor."""
     from llama_models.llama3.model import precompute_freqs_cis
 
     config = PRESETS[name]
-    plain = model.rope_frequencies(PRESETS["Llama-3-8B"] if "8B" in name else unscaled(config))
+    plain = model.rope_frequencies(replace(config, rope_scaling=None))
     scaled = model.rope_frequencies(config)
     waves = 2 * torch.pi / plain
     factor = config.rope_scaling.factor
     assert torch.equal(scaled[waves < 8192 / 4], plain[waves < 8192 / 4])
     assert torch.equal(scaled[waves > 8192], plain[waves > 8192] / factor)
-    ratio = plain / scaled
-    assert ((ratio >= 1) & (ratio <= factor)).all()
-    assert (ratio.diff() >= -1e-6).all()
     metas = precompute_freqs_cis(config.head_dim, 3, config.rope_theta, use_scaled=True)[1]
     ours = torch.polar(torch.ones_like(scaled), scaled)
     # Meta's code has factor 8 built in, which is wrong for 3.2-1B and 3.2-3B
     assert torch.equal(ours, metas) == (factor == 8)
-
-
-def unscaled(config):
-    import dataclasses
-
-    return dataclasses.replace(config, rope_scaling=None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,27 +143,11 @@ def test_scores_depend_on_the_distance_alone(query_at, key_at, shift, seed):
     query, key = (torch.randn(1, 1, ODD.head_dim, generator=generator) for _ in range(2))
 
     def product(m, n):
-        turned = [
-            model.rotate(x, model.rotations_at(torch.tensor([at]), ODD))
-            for x, at in [(query, m), (key, n)]
-        ]
-        return (turned[0] * turned[1]).sum()
+        at_m, at_n = (model.rotations_at(torch.tensor([at]), ODD) for at in (m, n))
+        return (model.rotate(query, at_m) * model.rotate(key, at_n)).sum()
 
     here, there = product(query_at, key_at), product(query_at + shift, key_at + shift)
     assert (here - there).abs() <= 1e-4 * query.norm() * key.norm()
-
-
-def test_rotation_keeps_lengths_and_its_angle_follows_the_position():
-    x = torch.randn(9, 6, ODD.head_dim)
-    turned = model.rotate(x, model.rotations_at(torch.arange(9), ODD))
-    close(turned.norm(dim=-1), x.norm(dim=-1), 1e-6)
-    assert torch.equal(turned[0], x[0])  # position 0 is not rotated
-    ones = torch.tensor([1.0, 0.0]).repeat(ODD.head_dim // 2)[None, None]  # every pair is 1 + 0i
-    pairs = model.rotate(ones, model.rotations_at(torch.tensor([3]), ODD)).unflatten(-1, (-1, 2))[
-        0, 0
-    ]
-    angles = 3 * model.rope_frequencies(ODD)
-    close(pairs, torch.stack([angles.cos(), angles.sin()], -1), 1e-6)
 
 
 # The seams and the cache
@@ -342,11 +281,9 @@ def test_gradients_reach_every_weight():
 @pytest.mark.parametrize("name", ["Llama-3-8B", "Llama-3-70B", "Llama-3.1-405B"])
 def test_the_large_models_run_on_the_meta_device(name):
     """Shapes without values: the whole forward pass of the large models takes seconds."""
-    config, began = PRESETS[name], time.perf_counter()
-    weights = {
-        key: torch.empty(shape, device="meta", dtype=torch.bfloat16)
-        for key, shape in weight_shapes(config).items()
-    }
+    config, dtype = PRESETS[name], torch.bfloat16
+    weights = {key: torch.empty(shape, device="meta", dtype=dtype)
+               for key, shape in weight_shapes(config).items()}  # fmt: skip
     tokens = torch.zeros(17, dtype=torch.long, device="meta")
     with watch(model.attention) as seen:
         logits = model.forward(weights, tokens, config)
@@ -354,19 +291,13 @@ def test_the_large_models_run_on_the_meta_device(name):
     assert len(seen) == config.n_layers
     assert seen[0]["rotated_query"].shape == (17, config.n_heads, 128)
     assert seen[0]["rotated_key"].shape == (17, 8, 128)
-    assert time.perf_counter() - began < 60
 
 
 def check_shape(tensor, letters, sizes, where):
     """letters: "..., T, N, H"; each may be a product, N*H. Raises AssertionError."""
     words = letters.split(", ")
     leading = words[0] == "..."
-    expected = []
-    for word in words[leading:]:
-        n = 1
-        for letter in word.split("*"):
-            n *= sizes[letter]
-        expected.append(n)
+    expected = [math.prod(sizes[one] for one in word.split("*")) for word in words[leading:]]
     found = list(tensor.shape)
     assert len(found) == len(expected) or (leading and len(found) > len(expected)), where
     assert found[len(found) - len(expected) :] == expected, f"{where}: [{letters}] is {found}"
@@ -398,11 +329,12 @@ FUNCTIONS = [
 
 def calls_of(function, leading, attend):
     """The recorded calls of one function in a forward pass with cache: 2 tokens, then 7 more."""
-    weights = make_weights(ODD)
-    tokens, memory = make_tokens(ODD, *leading, 9), cache.Cache(ODD, 9, leading)
-    model.forward(weights, tokens[..., :2], ODD, memory)
+    config = replace(ODD, rope_scaling=RopeScaling(8.0))  # so that no line is left out
+    weights = make_weights(config)
+    tokens, memory = make_tokens(config, *leading, 9), cache.Cache(config, 9, leading)
+    model.forward(weights, tokens[..., :2], config, memory)
     with watch(function) as seen:
-        model.forward(weights, tokens[..., 2:], ODD, memory, attend)
+        model.forward(weights, tokens[..., 2:], config, memory, attend)
     return seen
 
 
@@ -423,24 +355,13 @@ def test_written_shapes_are_correct(function, leading):
             sizes["N"] = call["x"].shape[-2]
             assert sizes["N"] in (ODD.n_heads, ODD.n_kv_heads)
         for name, letters in names.items():
-            if name in call:  # the names of the branch not taken are missing
-                check_shape(call[name], letters, sizes, f"{function.__name__}: {name}")
+            check_shape(call[name], letters, sizes, f"{function.__name__}: {name}")
         arguments = [call.get(name) for name in inspect.signature(function).parameters]
         tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
         assert len(tensors) == len(inputs), function.__name__
         for letters, tensor in zip(inputs, tensors, strict=True):
             check_shape(tensor, letters, sizes, f"{function.__name__}: an argument")
         check_shape(call["return"], output[0], sizes, f"{function.__name__}: the result")
-
-
-def test_written_shapes_of_scaled_rope_are_correct():
-    """The sizes above do not scale RoPE."""
-    config = CONFIGS["scaled RoPE"]
-    names, _, _ = shape_claims(model.rope_frequencies)
-    with watch(model.rope_frequencies) as seen:
-        model.rope_frequencies(config)
-    for name, letters in names.items():
-        check_shape(seen[0][name], letters, config.sizes, name)
 
 
 def test_a_wrong_shape_is_noticed():
@@ -452,27 +373,15 @@ def test_a_wrong_shape_is_noticed():
 def test_every_name_is_assigned_once():
     """So `watch` can show every intermediate value; the residual stream is the one exception."""
     for function in FUNCTIONS + [model.layer]:
-        tree = ast.parse(inspect.getsource(function))
-        stored = [
-            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and type(n.ctx) is ast.Store
-        ]
+        names = [n for n in ast.walk(ast.parse(inspect.getsource(function)))
+                 if isinstance(n, ast.Name)]  # fmt: skip
+        stored = [name.id for name in names if isinstance(name.ctx, ast.Store)]
         again = {name for name in stored if stored.count(name) > 1}
         assert again <= {"stream"}, f"{function.__name__} assigns {again} again"
 
 
 def test_the_model_has_no_hard_coded_sizes():
     """Its only numbers are 0, 1, 2, and 3 (a dimension, counted from the end)."""
-    tree = ast.parse(inspect.getsource(model))
-    numbers = {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float))
-    }
-    assert numbers <= {0, 1, 2, 3}
-
-
-def test_factor_32_differs_from_metas_8():
-    """3.2-1B says `use_scaled_rope: true` like 3.1, but means another factor."""
-    tall = Config(2048, 16, 32, 8, 128256, 256, 1e-5, 500000.0, 1.5, RopeScaling(8.0))
-    slow = model.rope_frequencies(PRESETS["Llama-3.2-1B"])
-    assert not torch.equal(slow, model.rope_frequencies(tall))
+    nodes = ast.walk(ast.parse(inspect.getsource(model)))
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    assert {value for value in constants if isinstance(value, (int, float))} <= {0, 1, 2, 3}

@@ -1,6 +1,7 @@
 """`watch`, `shape`, and the pictures that are drawn from recorded tensors."""
 
 import io
+import math
 import re
 import sys
 
@@ -61,8 +62,7 @@ def test_shape_gives_three_readings():
 
 def drawn(figure):
     """Return the figure as SVG text."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg")
+    figure.savefig(file := io.StringIO(), format="svg")
     return file.getvalue()
 
 
@@ -73,9 +73,7 @@ def test_attention_heatmap_shows_values_and_labels():
     for matrix, limits in [(masked.softmax(-1), (0, 1)), (masked, (-2, 3))]:
         figure = plots.attention_heatmap(matrix, labels, title="layer 0, head 0", bar="value")
         axes, bar = figure.axes
-        image = axes.images[0]
-        assert image.get_clim() == limits
-        assert image.get_array().shape == (4, 4)
+        assert axes.images[0].get_clim() == limits and axes.images[0].get_array().shape == (4, 4)
         assert bar.get_ylabel() == "value"
         shown = [label.get_text() for label in axes.get_yticklabels()]
         assert shown == ["<|begin_of_text|>", "the", "·answer", "⏎"]
@@ -101,7 +99,6 @@ def test_rope_angles_point_at_the_last_position():
     assert len(shown) == ODD.sizes["P"]
     for pair, axes in enumerate(shown):  # the arrow points at the last position's angle
         x, y = axes.lines[0].get_data()
-        last = angles[-1, pair]
-        assert float(x[-1]) == pytest.approx(float(last.cos()), abs=1e-6)
-        assert float(y[-1]) == pytest.approx(float(last.sin()), abs=1e-6)
+        last = float(angles[-1, pair])
+        assert (x[-1], y[-1]) == pytest.approx((math.cos(last), math.sin(last)), abs=1e-6)
     assert "positions 0 to 4" in drawn(figure)

@@ -6,8 +6,6 @@ import struct
 import numpy as np
 import torch
 
-from llama3_scratch.checkpoint.huggingface import in_metas_order
-
 
 def of_cache(c, n, K=None):
     return 2 * c.n_layers * n * (K or c.n_kv_heads) * c.dim // c.n_heads
@@ -20,15 +18,10 @@ def joined(name, parts, columns=("wo", "w2"), once=("norm",)):
     return torch.hstack(parts) if any(word in name for word in columns) else torch.vstack(parts)
 
 
-def place(data, name, before=8, order="<Q", step=lambda start, stop: (start, stop)):
-    (length,) = struct.unpack(order, data[:8])
+def place(data, name, before=8, step=lambda start, stop: (start, stop)):
+    (length,) = struct.unpack("<Q", data[:8])
     table = json.loads(data[8 : 8 + length].decode())
     return [before + length + x for x in step(*table[name]["data_offsets"])]
-
-
-def place_behind_the_brackets(data, name):
-    start, stop = place(data, name, before=0)
-    return [x - struct.unpack("<Q", data[:8])[0] + data.rindex(b"}}") + 2 for x in (start, stop)]
 
 
 def heads_in_order(w, H, order):
@@ -44,25 +37,18 @@ def by_index(w, H):
     return w[row // H * H + row % 2 * (H // 2) + row % H // 2]
 
 
-def with_a_loop(w, H):
-    new = torch.empty_like(w)
-    for i in range(0, len(w), H):
-        new[i : i + H : 2], new[i + 1 : i + H : 2] = w[i : i + H // 2], w[i + H // 2 : i + H]
-    return new
-
-
-def alphabet(begin=256, all_shown=False):
+def alphabet(begin=256):
     """{letter: byte}, made as GPT-2's code makes it."""
     table, n = {}, 0
     for byte in range(256):
-        plain = 33 <= byte <= 126 or 161 <= byte <= 255 and (all_shown or byte != 173)
+        plain = 33 <= byte <= 126 or 161 <= byte <= 255 and byte != 173
         table[chr(byte if plain else begin + n)] = byte
         n += not plain
     return table
 
 
-def read(text, *alphabet_of):
-    return bytes([alphabet(*alphabet_of).get(letter, 63) for letter in text])
+def read(text, begin=256):
+    return bytes([alphabet(begin).get(letter, 63) for letter in text])
 
 
 RIGHT = {
@@ -78,10 +64,8 @@ RIGHT = {
     ],
     "e09_real_weights.tensor_place": [place, lambda data, name: np.array(place(data, name))],
     "e09_real_weights.unpermute": [
-        in_metas_order,
         by_index,
         lambda w, H: w.view(-1, 2, H // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape),
-        lambda w, H: torch.stack(w.view(-1, H, w.shape[1]).chunk(2, 1), 2).view(w.shape),
     ],
     "e09_real_weights.token_bytes": [
         read,
@@ -90,56 +74,37 @@ RIGHT = {
 }  # fmt: skip
 OTHERS = {  # after a bare comment: two mistakes at once
     "e09_real_weights.n_bytes": [
-        (lambda c, n, size: size * (c.n_parameters + of_cache(c, n)) + 1, "do not take 6 times"),
         (lambda c, n, size: size * (c.n_parameters + of_cache(c, n - 1)), "with 0 positions"),
         (lambda c, n, size: size * (c.n_parameters + of_cache(c, n, 8)), "what a position takes"),
         #
         (lambda c, n, size: 2 * (c.n_parameters + of_cache(c, n, c.n_heads)), "6 times the size"),
-        (lambda c, n, size: size * c.n_parameters + of_cache(c, n) // 2, "6 times the size"),
-        (lambda c, n, size: size * of_cache(c, n) / 1e9, "with 0 positions"),
-        (lambda c, n, size: size * (c.n_parameters + c.n_heads * n), "what a position takes"),
     ],
     "e09_real_weights.join_shards": [
-        (lambda name, parts: [*joined(name, parts)], "is of type list"),
         (lambda name, parts: joined(name, parts, [
             f"layers.{i}.{kind}" for i in range(10) for kind in ("attention.wo", "feed_forward.w2")
         ]), "layers.31.feed_forward.w2"),
         #
         (lambda name, parts: joined(name, parts, ("wo", "wv")), "layers.3.feed_forward.w2"),
         (lambda name, parts: joined(name, [p + 1 for p in parts[::-1]]), "a norm's weight"),
-        (lambda name, parts: joined(name, parts[:1] * len(parts)).flip(-1), "a norm's weight"),
-        (lambda name, parts: joined(name, [p.flip(0) for p in parts[::-1]]), "a norm's weight"),
     ],
     "e09_real_weights.tensor_place": [
-        (lambda data, name: place(data, name, order=">Q"), "it raised"),
         (lambda data, name: json.loads(data[8 : 8 + data[0]])[name]["data_offsets"], "it raised"),
-        (place_behind_the_brackets, "should be larger by 9"),
         (lambda data, name: [len(data) - size for size in (20, 0)], "not the number of bytes"),
         #
-        (lambda data, name: place(data, name, 0, step=lambda start, stop: (start, stop - start)),
-         "not the number of bytes"),
         (lambda data, name: place(data, name, 7, step=lambda start, stop: (start - 8, stop - 8)),
          "a place before the data"),
     ],
     "e09_real_weights.unpermute": [
-        (with_a_loop, "it has a loop"),
+        (lambda w, H: torch.cat([x[alternating(H // 2)] for x in w.split(H)]), "it has a loop"),
         (lambda w, H: heads_in_order(w, H, lambda P: [*range(P), *range(P)]), "one place"),
-        (lambda w, H: heads_in_order(w.flip(0), H, alternating), "a head has rows of another"),
         #
         (lambda w, H: w.view(-1, 2, H // 2, w.shape[1]).transpose(0, 2).flip(1).reshape(w.shape),
          "a head has rows of another"),
-        (lambda w, H: heads_in_order(w, H, lambda P: alternating(P)[::-1]), "the first row"),
-        (lambda w, H: heads_in_order(w, H, lambda P: [0, *range(1, 2 * P, 2), *range(2, 2 * P, 2)]),
-         "row 1 of a head"),
     ],
     "e09_real_weights.token_bytes": [
         (lambda text: read(text, 255), "a letter from 256 on"),
-        (lambda text: read(text, 256, True), "a letter from 256 on"),
         (lambda text: text.encode("latin-1", "replace"), "a letter from 256 on"),
-        (lambda text: bytearray(read(text)), "bytearray"),
         #
-        (lambda text: read(text, 255) + b"\0", "the number of letters"),
         (lambda text: text.strip("Ġ").encode("latin-1", "ignore"), "the number of letters"),
-        (lambda text: bytes((ord(letter) + 1) % 256 for letter in text), "a letter below 256"),
     ],
 }  # fmt: skip

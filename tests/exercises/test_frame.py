@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from llama3_scratch.exercises import frame
-from llama3_scratch.exercises.frame import (
-    Exercise,
-    answer_property,
-    desk,
-    loops,
-    of_each,
-    uses,
-)
+from llama3_scratch.exercises.frame import Exercise, answer_property, desk, loops, of_each, uses
 
 
 def double(x, times):
@@ -34,10 +27,7 @@ DOUBLE = Exercise(
         (answer_property(lambda answer, x, times: bool((answer(x, 0) == 0).all())),
          "zero times something is not zero."),
     ],
-    but=[
-        (uses("einsum", "matmul"), "without einsum, please."),
-        (loops, "there is a loop."),
-    ],
+    but=[(uses("einsum", "matmul"), "without einsum, please."), (loops, "there is a loop.")],
 )  # fmt: skip
 
 
@@ -105,25 +95,18 @@ def in_place(x, t):
     return x * t
 
 
-@pytest.mark.parametrize(
-    ("answer", "text"),
-    [
-        (only_a_docstring, "Write the body in place of `...`"),
-        (without_return, "its body has no `return`"),
-        (one_way_without_return, "for a tensor [2, 3], 2 it returned None: one way"),
-        (
-            stop,
-            "for a tensor [2, 3], 1 it raised ZeroDivisionError: division by zero\nIn your line",
-        ),
-        (stop, '`raise ZeroDivisionError(f"division by zero'),
-        (in_place, "changes its arguments"),
-        (torch.ones(2, 3), "this is a result. Give the checker the function itself"),
-        (lambda x, t: double(x, t).T, "the shape is [3, 2], expected [2, 3]"),
-        (lambda x, t: double(x, t).long(), "the dtype is torch.int64, expected torch.float32"),
-        (lambda x, t: "3", "of type str, expected a tensor"),
-        (lambda x, t: double(x, t) + 1, "zero times something is not zero"),
-    ],
-)
+@pytest.mark.parametrize(("answer", "text"), [
+    (only_a_docstring, "Write the body in place of `...`"),
+    (without_return, "its body has no `return`"),
+    (one_way_without_return, "for a tensor [2, 3], 2 it returned None: one way"),
+    (stop, "for a tensor [2, 3], 1 it raised ZeroDivisionError: division by zero\nIn your line"),
+    (stop, '`raise ZeroDivisionError(f"division by zero'),
+    (in_place, "changes its arguments"),
+    (torch.ones(2, 3), "this is a result. Give the checker the function itself"),
+    (lambda x, t: double(x, t).T, "the shape is [3, 2], expected [2, 3]"),
+    (lambda x, t: double(x, t).long(), "the dtype is torch.int64, expected torch.float32"),
+    (lambda x, t: "3", "of type str, expected a tensor"),
+])  # fmt: skip
 def test_every_other_fault_is_told(answer, text):
     verdict = DOUBLE.verdict(answer)
     assert verdict.startswith("Not yet: ") and text in verdict
@@ -147,23 +130,18 @@ def test_an_endless_loop_ends(monkeypatch):
     assert DOUBLE.verdict(double).startswith("Right: ")  # and nothing is left of the limit
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ([1, 2], [1, 3]), ([1, 2], [1, 2, 3]), ((1, "a"), (1, "b")), (b"a", b"b"), ("a", "b"),
-        (0.25, 0.26), (True, False), ({"a": 1}, {"a": 2}), (1, "1"), ([1], 1),
-        (1, torch.ones(2)), (True, torch.ones(2)), (True, 1), (0.0, 1e-9), (14336, 14337),
-        (torch.tensor([1, 2]), torch.tensor([1, 3])),
-        (torch.tensor([14336]), torch.tensor([14337])),
-        (torch.tensor([0.0, 9.0]), torch.tensor([1e-6, 9.0])),
-        (torch.tensor([-torch.inf, 1.0]), torch.tensor([0.0, 1.0])),
-        (torch.tensor([-torch.inf, 1.0]), torch.tensor([-1e9, 1.0])),
-        (torch.tensor([True]), torch.tensor([1.0])),
-        ({"a": torch.ones(2)}, {"a": torch.zeros(2)}), ({"a": 1}, {"b": 1}),
-        ({"a": torch.ones(2), "b": 1}, {"a": torch.ones(2)}), ({"a": 1}, [1]),
-        (torch.tensor([1j]), torch.tensor([-1j])),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("right", "wrong"), [
+    ([1, 2], [1, 3]), ([1, 2], [1, 2, 3]), ((1, "a"), (1, "b")), (b"a", b"b"), ("a", "b"),
+    (0.25, 0.26), (True, False), ({"a": 1}, {"a": 2}), (1, "1"), ([1], 1), (1, torch.ones(2)),
+    (True, torch.ones(2)), (True, 1), (0.0, 1e-9), (14336, 14337), ({"a": 1}, [1]),
+    (torch.tensor([1, 2]), torch.tensor([1, 3])), (torch.tensor([14336]), torch.tensor([14337])),
+    (torch.tensor([0.0, 9.0]), torch.tensor([1e-6, 9.0])),
+    (torch.tensor([-torch.inf, 1.0]), torch.tensor([0.0, 1.0])),
+    (torch.tensor([-torch.inf, 1.0]), torch.tensor([-1e9, 1.0])),
+    (torch.tensor([True]), torch.tensor([1.0])), (torch.tensor([1j]), torch.tensor([-1j])),
+    ({"a": torch.ones(2)}, {"a": torch.zeros(2)}), ({"a": 1}, {"b": 1}),
+    ({"a": torch.ones(2), "b": 1}, {"a": torch.ones(2)}),
+])  # fmt: skip
 def test_results_of_all_kinds_are_compared(right, wrong):
     assert same(right).verdict(lambda: right) == "Right: the same as ours on 1 inputs."
     assert same(right).verdict(lambda: wrong).startswith("Not yet: ")

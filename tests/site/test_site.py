@@ -124,9 +124,8 @@ def bad(tmp_path):
         'alt="a picture that is described"><script src="none.js"></script>'
     )
     (tmp_path / "here.png").write_bytes(bytes(1000))
-    (tmp_path / "x.css").write_text(
-        '@import "https://example.com/y.css"; a { background: url(none.svg) }'
-    )
+    style = '@import "https://example.com/y.css"; a { background: url(none.svg) }'
+    (tmp_path / "x.css").write_text(style)
     return tmp_path
 
 
@@ -149,9 +148,8 @@ def test_every_notebook_has_a_page_and_a_link_on_the_front_page(site, pages):
         assert site / "notebooks" / f"{path.stem}.html" in pages
         assert f"notebooks/{path.stem}.html" in front
     text = (site / "index.html").read_text(encoding="utf-8")
-    assert len(re.findall(r"<td><p>\d+\xa0min</p></td>\s*<td><p>(?:\d+\xa0min|–)", text)) == len(
-        NOTEBOOKS
-    )
+    times = re.findall(r"<td><p>\d+\xa0min</p></td>\s*<td><p>(?:\d+\xa0min|–)", text)
+    assert len(times) == len(NOTEBOOKS)
 
 
 def test_next_goes_through_the_notebooks_in_order(site):
@@ -160,23 +158,14 @@ def test_next_goes_through_the_notebooks_in_order(site):
         assert re.search(rf'class="right-next"\s+href="{there.stem}.html"', text)
 
 
-def test_links_and_anchors_exist(pages):
+def test_the_pages_have_no_fault(site, pages):
+    """Links and anchors exist, nothing comes from other hosts, pictures are described and open."""
     assert not lost_links(pages)
-
-
-def test_pages_load_nothing_from_other_hosts(site, pages):
     assert not wrong_loads(site, pages)
-
-
-def test_pictures_have_descriptions(pages):
     assert not undescribed(pages)
-    assert {page.lang for page in pages.values()} == {"en"}
-
-
-def test_pictures_open_at_full_size(pages):
     for page in pages.values():
-        for image in page.images:
-            assert image["src"] in page.links
+        assert page.lang == "en"
+        assert {image["src"] for image in page.images} <= set(page.links)  # opens at full size
 
 
 def test_the_alt_texts_are_those_of_the_notebooks(site, pages):
@@ -226,15 +215,10 @@ def test_a_second_build_differs_only_in_the_launch_links(site, tmp_path):
     assert not wrong_loads(again, launched)
     for path in NOTEBOOKS:
         page = again / "notebooks" / f"{path.stem}.html"
-        there = [address for address in launched[page].links if "a-reader" in address]
-        colab, binder = there
-        assert colab == (
-            "https://colab.research.google.com/github/a-reader/a.copy/blob/main/notebooks/"
-            + path.name
-        )
-        assert binder == (
-            f"https://mybinder.org/v2/gh/a-reader/a.copy/HEAD?labpath=notebooks%2F{path.name}"
-        )
+        assert [address for address in launched[page].links if "a-reader" in address] == [
+            f"https://colab.research.google.com/github/a-reader/a.copy/blob/main/notebooks/{path.name}",
+            f"https://mybinder.org/v2/gh/a-reader/a.copy/HEAD?labpath=notebooks%2F{path.name}",
+        ]
         text = page.read_text(encoding="utf-8")
         page.write_text(LAUNCH.sub("\n", text, count=1), encoding="utf-8")
     assert not different(site, again)

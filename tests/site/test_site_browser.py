@@ -1,5 +1,6 @@
 """The site in a real browser, opened from disk: every page, desktop and phone, light and dark."""
 
+import contextlib
 import json
 import re
 
@@ -41,10 +42,8 @@ def browser(site):
 @pytest.fixture
 def visit(browser, site):
     """-> a page that may open the site's files; any complaint or other request fails the test."""
-    with page_of(browser, site.as_uri(), permissions=["clipboard-read", "clipboard-write"]) as (
-        page,
-        wrong,
-    ):
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with page_of(browser, site.as_uri(), permissions=clipboard) as (page, wrong):
         yield page
         assert not wrong
 
@@ -57,19 +56,11 @@ def test_every_page_is_visited(site):
 @pytest.fixture(scope="module")
 def windows(browser, site):
     """{(size, theme): a page of that kind and its complaints}, kept open for all visits."""
-    import contextlib
-
     with contextlib.ExitStack() as stack:
-        yield {
-            (size, theme): stack.enter_context(
-                page_of(
-                    browser, site.as_uri(), viewport={"width": width, "height": height},
-                    color_scheme=theme, reduced_motion="reduce", has_touch=size == "phone",
-                )
-            )
-            for size, (width, height) in SIZES.items()
-            for theme in ("light", "dark")
-        }  # fmt: skip
+        yield {(size, theme): stack.enter_context(page_of(
+            browser, site.as_uri(), viewport={"width": width, "height": height},
+            color_scheme=theme, reduced_motion="reduce", has_touch=size == "phone",
+        )) for size, (width, height) in SIZES.items() for theme in ("light", "dark")}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -97,10 +88,8 @@ def test_a_page_has_no_fault(windows, site, size, theme, name):
 def test_faults_are_found(browser, tmp_path):
     """The control of the test above: a page with one of each."""
     (tmp_path / "bad.html").write_text(BAD)
-    with page_of(browser, tmp_path.as_uri(), viewport={"width": 390, "height": 844}) as (
-        page,
-        wrong,
-    ):
+    phone = {"width": 390, "height": 844}
+    with page_of(browser, tmp_path.as_uri(), viewport=phone) as (page, wrong):
         page.goto((tmp_path / "bad.html").as_uri())
         page.wait_for_timeout(300)
         assert page.evaluate("document.images[0].naturalWidth") == 0
@@ -115,9 +104,8 @@ def test_faults_are_found(browser, tmp_path):
 def hits(page, site, words):
     """Search the site on disk for words -> the pages that are found."""
     page.goto(f"{(site / 'search.html').as_uri()}?q={'+'.join(words)}")
-    page.wait_for_function(
-        "document.querySelector('.search-summary')?.innerText.match(/found|match/)"
-    )
+    summary = "document.querySelector('.search-summary')"
+    page.wait_for_function(f"{summary}?.innerText.match(/found|match/)")
     return {a.get_attribute("href") for a in page.locator("#search-results li a").all()}
 
 

@@ -16,10 +16,7 @@ from llama3_scratch.tiny import pretrain, world
 from llama3_scratch.tokenizer import N_SPECIAL
 from llama3_scratch.watch import watch
 
-SMALL = Config(
-    dim=24, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=400 + N_SPECIAL, multiple_of=4,
-    norm_eps=1e-5, rope_theta=500000.0, ffn_dim_multiplier=1.3,
-)  # fmt: skip
+SMALL = Config(24, 2, 4, 2, 400 + N_SPECIAL, 4, 1e-5, 500000.0, 1.3)
 SHORT = {"steps": 6, "rows": 2, "length": 64, "config": SMALL, "every": 3}
 FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
 make_tokenizer = cache(pretrain.make_tokenizer)  # it takes a second
@@ -51,8 +48,8 @@ def tokenizer():
 
 def test_the_sizes_keep_the_ratios_of_llama_3_8b_and_differ_from_each_other():
     tiny, large = pretrain.CONFIG.sizes, PRESETS["Llama-3-8B"].sizes
-    assert tiny["G"] == large["G"] == 4
-    assert tiny["F"] / tiny["D"] == large["F"] / large["D"] == 3.5
+    for sizes in (tiny, large):
+        assert (sizes["G"], sizes["F"] / sizes["D"]) == (4, 3.5)
     assert pretrain.CONFIG.vocab_size - 1792 == N_SPECIAL
     for name in ("norm_eps", "rope_theta", "ffn_dim_multiplier", "tied_output"):
         assert getattr(pretrain.CONFIG, name) == getattr(PRESETS["Llama-3-8B"], name)
@@ -65,8 +62,7 @@ def test_the_sizes_keep_the_ratios_of_llama_3_8b_and_differ_from_each_other():
 def test_rows_hold_the_documents_of_their_seed_and_begin_of_text_only_first(tokenizer):
     rows, floor = pretrain.training_rows(tokenizer, 5, 200, seed=7, progress=0.5)
     assert rows.shape == (5, 201)
-    assert (rows[:, 0] == tokenizer.bos_id).all()
-    assert not (rows[:, 1:] == tokenizer.bos_id).any()
+    assert (rows == tokenizer.bos_id).nonzero().tolist() == [[i, 0] for i in range(5)]
     source, used = world.documents(7, 0.5), []
     for row in rows:
         *whole, cut = tokenizer.decode(row[1:]).split("<|end_of_text|>")
@@ -323,11 +319,8 @@ def test_a_damaged_state_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, terminal):
-    class Screen(io.StringIO):
-        def isatty(self):
-            return terminal
-
-    screen = Screen()
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", screen)
     run(tmp_path, steps=3)
     line = r"step 3/3  loss [\d.]+ \(floor [\d.]+\)  [\d,]+ tokens/s  0 min left  held out "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import BYTES
 
-from llama3_scratch import PROMPT, Config, forward, load, random_weights, save
+from llama3_scratch import PROMPT, Config, forward, load, random_weights
 from llama3_scratch.tiny import heads, pretrain, skills, world
 from llama3_scratch.tokenizer import N_SPECIAL
 
@@ -30,10 +30,7 @@ BARS = {
     "median head": 0.3,  # at most, of any of these patterns
 }  # fmt: skip
 
-SMALL = Config(
-    dim=24, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=500 + N_SPECIAL, multiple_of=4,
-    norm_eps=1e-5, rope_theta=500000.0, ffn_dim_multiplier=1.3,
-)  # fmt: skip
+SMALL = Config(24, 2, 4, 2, 500 + N_SPECIAL, 4, 1e-5, 500000.0, 1.3)
 
 
 @cache
@@ -126,13 +123,6 @@ def test_one_wrong_token_makes_an_answer_wrong(monkeypatch):
         assert (found.right, found.n) == (right, 3)
 
 
-def test_every_skill_of_the_world_is_measured_and_has_a_bar(monkeypatch):
-    monkeypatch.setattr(skills, "read", oracle())
-    found = skills.skills(small_model(), 40)
-    assert set(found) == set(BARS["answers"])
-    assert all(skill.right == 1.0 and 0 < skill.chance <= 1 for skill in found.values())
-
-
 def test_chance_and_rule_are_those_of_worked_examples():
     text = "Mia is in the park. Ben is in the barn. Tom is in the park."
     assert skills.named(text, "barn") == ["park", "barn", "park"]
@@ -209,20 +199,12 @@ def arguments_for(text, kind, answers):
     return {"ids": ids, "answers": found, "places": heads.Places(ids, tokenizer())}
 
 
-def test_the_scores_of_hand_made_attention_are_right():
-    T = 7
-    previous = torch.eye(T).roll(-1, dims=1)  # row t has its 1 at t - 1
-    previous[0] = torch.eye(T)[0]
-    first = torch.zeros(T, T)
-    first[:, 0] = 1
-    half = (previous + first) / 2
-    probabilities = torch.stack([torch.stack([previous, half]), torch.stack([first, half])])
-    pairs = heads.pairs_previous(ids=range(T))
-    assert pairs == [(2, 1), (3, 2), (4, 3), (5, 4), (6, 5)]
-    scores = heads.head_scores(probabilities, pairs)
-    assert scores.tolist() == [[5.0, 2.5], [0.0, 2.5]]
-    scores = heads.head_scores(probabilities, heads.pairs_first(ids=range(T)))
-    assert scores.tolist() == [[1.0, 3.5], [6.0, 3.5]]  # the previous token of 1 is the first
+def test_a_score_is_the_sum_over_the_pairs_of_a_pattern():
+    assert heads.pairs_previous(ids=range(5)) == [(2, 1), (3, 2), (4, 3)]
+    assert heads.pairs_first(ids=range(4)) == [(1, 0), (2, 0), (3, 0)]
+    probabilities = torch.rand(3, 2, 5, 5)  # [layers, heads, queries, keys]
+    scores = heads.head_scores(probabilities, [(2, 1), (4, 3)])
+    torch.testing.assert_close(scores, probabilities[..., 2, 1] + probabilities[..., 4, 3])
 
 
 def test_a_model_that_attends_evenly_has_scores_in_closed_form():
@@ -252,6 +234,25 @@ def test_induction_pairs_point_to_what_followed_in_the_first_copy():
     assert heads.pairs_induction(**where | {"answers": [("fact", start, stop)]}) == []
 
 
+def test_marked_text_is_read_without_its_marks():
+    text = "Read: barn kite zebra. Again: barn[repeat| kite zebra]."
+    ids, pairs = heads.marked(text, "induction", tokenizer())
+    where = arguments_for(text.replace("[repeat|", "").replace("]", ""), "", (("repeat", 34, 45),))
+    assert ids == where["ids"][:-1] and pairs == heads.pairs_induction(**where)
+
+
+def test_lists_are_read_twice_and_a_head_can_be_left_out():
+    ids, first, second = heads.lists(tokenizer(), n_lists=3, n_words=5)
+    assert torch.equal(ids[:, first], ids[:, second]) and len(set(ids[0, first].tolist())) == 5
+    weights, config, _ = small_model()
+    name, H = "layers.1.attention.wo.weight", config.head_dim
+    silent = weights[name].clone()
+    silent[:, 2 * H : 3 * H] = 0  # the columns that read head 2
+    found = forward(weights, ids, config, attend=heads.without((1, 2)))
+    torch.testing.assert_close(found, forward(weights | {name: silent}, ids, config))
+    assert not torch.allclose(found, forward(weights, ids, config))
+
+
 def test_pronoun_pairs_point_to_the_last_fitting_name():
     text = "Anna is cold. Lily is wet. Ben is ill, so she wants a towel."
     stop = text.index(" she") + 4
@@ -277,15 +278,6 @@ def test_answer_pairs_exist_only_for_answers_that_occur_once():
 
 
 # --- The command line -----------------------------------------------------------------------------
-
-
-def test_the_report_names_every_skill_and_pattern(tmp_path, capsys):
-    weights, config, _ = small_model()
-    save(tmp_path, weights, config, tokenizer())
-    skills.main(["--checkpoint", str(tmp_path), "--documents", "20"])
-    printed = capsys.readouterr().out
-    for name in [*BARS["answers"], *heads.PATTERNS, *map(str, skills.LENGTHS)]:
-        assert f"\n{name} " in printed or f" {name} " in printed, name
 
 
 @pytest.mark.parametrize("arguments, message", [

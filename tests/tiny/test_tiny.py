@@ -9,7 +9,7 @@ import torch
 
 from llama3_scratch import PROMPT, Cache, forward, generate, load
 from llama3_scratch.checkpoint.source import TINY
-from llama3_scratch.tiny import heads, pretrain, skills, world
+from llama3_scratch.tiny import pretrain, skills, world
 from llama3_scratch.tokenizer import N_SPECIAL
 
 CARD = (TINY / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -87,9 +87,6 @@ def test_the_card_describes_these_files():
         digest = hashlib.sha256((TINY / name).read_bytes()).hexdigest()
         assert f"`{digest}`" in CARD, f"{name} is {digest}"
     assert f"{pretrain.CONFIG.n_parameters:,} parameters" in CARD
-
-
-def test_the_card_names_every_quotation():
     for text, author, year in world.QUOTATIONS:
         assert f"| {text} | {author} | {year} |" in CARD
 
@@ -104,37 +101,17 @@ def test_the_cards_code_runs(capsys):
     assert "(('story', '', False), 2)" in capsys.readouterr().out
 
 
-def test_the_cards_numbers_are_those_measured_now():
-    model = load("tiny", torch.float32)
-    loss, floor = skills.held_out_loss(model)
-    said = re.search(r"held-out loss ([\d.]+) nats a token, floor ([\d.]+)", CARD)
-    assert float(said[1]) == pytest.approx(loss, abs=2e-3)
-    assert float(said[2]) == pytest.approx(floor, abs=2e-3)
-    said = re.search(r"probability of 42 after the prompt: ([\d.]+)", CARD)
-    assert float(said[1]) == pytest.approx(skills.probability_of_42(model), abs=2e-3)
-    said = re.search(r"completed word for word: (\d+) of (\d+)", CARD)
-    assert (int(said[1]), int(said[2])) == skills.quotations(model)
-    answers, copies, patterns = re.findall(r"^(?:answers| words|heads) .*\n((?:.+\n)+)", CARD, re.M)
-    table = skills.skills(model, 240)
-    rows = [re.fullmatch(r"(.+?) +([\d.]+) +([\d.]+) +([\d.]+ +)?(\d+)", row)
-            for row in answers.rstrip("`\n").splitlines()]  # fmt: skip
-    assert [row[1] for row in rows] == list(table)
-    for row in rows:
-        skill = table[row[1]]
-        assert float(row[2]) == pytest.approx(skill.right, abs=0.02), row[0]
-        assert float(row[3]) == pytest.approx(skill.chance, abs=0.01), row[0]
-        rule = float(row[4]) if row[4] else None
-        assert rule == pytest.approx(skill.rule, abs=0.01), row[0]
-        assert int(row[5]) == skill.n
-    found = skills.repeats(model)
-    rows = [row.split() for row in copies.splitlines()]
-    assert [int(row[0]) for row in rows] == list(found)
-    for words, *numbers in rows:
-        assert [float(n) for n in numbers] == pytest.approx(found[int(words)], abs=0.02)
-    names = [row.split("  ")[0] for row in patterns.rstrip("`\n").splitlines()]
-    assert names == list(heads.PATTERNS)
-    for name, (scores, _) in heads.heads(model).items():
-        line = re.search(rf"^{re.escape(name)} +L(\d+)\.h(\d+) ([\d.]+)", CARD, re.M)
-        layer, head, score = line.groups()
-        assert float(scores[int(layer), int(head)]) == pytest.approx(float(score), abs=0.02), name
-        assert float(scores.max()) == pytest.approx(float(score), abs=0.02), name
+def test_the_cards_numbers_are_those_measured_now(capsys):
+    """The whole report, up to what another processor may change: a little, and ties of heads."""
+    skills.main([])
+    now, said = capsys.readouterr().out, re.search(r"```text\n(.*?)```", CARD, re.S)[1]
+    head, number = r"(L\d+\.h\d+) ([\d.]+)", r"\d+\.\d+"
+    for old, new in zip(said.splitlines(), now.splitlines(), strict=True):
+        if best := re.search(head, old):
+            score = dict(re.findall(head, new))[best[1]]
+            assert float(score) == pytest.approx(float(best[2]), abs=0.02), new
+        old, new = (re.sub(r"L\d+\.h\d+|: [+-].*%", "", line) for line in (old, new))
+        assert re.sub(number, "#", old).split() == re.sub(number, "#", new).split()
+        one, other = ([float(found) for found in re.findall(number, line)] for line in (old, new))
+        near = 2e-3 if old.startswith(("held-out loss", "probability")) else 0.02
+        assert one == pytest.approx(other, abs=near), old

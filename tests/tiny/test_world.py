@@ -10,26 +10,22 @@ from random import Random
 import pytest
 import regex
 
+from llama3_scratch import PROMPT
 from llama3_scratch.tiny import world
 from llama3_scratch.tokenizer import SPLIT_PATTERN
 
 FIRST_200 = "98e6b0d435df7c1d48a2d7d6b3e46b775689ddc714f4b6fa16ca84e13706d1b5"
-KINDS = {  # kind: first 16 digits of the hash of 50 documents, the skills of its answers
-    "story": (
-        "900febcf62c4a0f3",
-        {"where person", "where thing", "who has", "what has", "colour", "pronoun"},
-    ),
-    "facts": ("1a31a1107c7f2314", {"fact"}),
-    "sum": ("d61cb3ab11a25442", {"sum", "difference", "sum in words"}),
-    "comparison": ("c5ea6830526f6f7c", {"comparison", "comparison of two"}),
-    "capitals": ("54a46c11a3afcd45", {"capital"}),
-    "repeat": ("8410abb6f6dcc08e", {"repeat"}),
-    "series": ("d10daa0c35f7b6d0", {"series"}),
-    "quotation": ("12547f63bbed9753", {"quotation", "42"}),
-    "needs": ("c247cd86192caa18", {"need", "what wants", "pronoun"}),
-    "counting": ("528c9c2eb287def2", {"count"}),
-    "held-out sum": ("4f4044c296fe49a7", {"held-out sum"}),
-}
+EACH_50 = "454b065940cfc50f1d7a5d10812a50828581b3ee24d510f13cfb1f7b36be4cca"
+SKILLS = {  # kind: the skills of its answers
+    "story": {"where person", "where thing", "who has", "what has", "colour", "pronoun"},
+    "facts": {"fact"}, "sum": {"sum", "difference", "sum in words"},
+    "comparison": {"comparison", "comparison of two"}, "capitals": {"capital"},
+    "repeat": {"repeat"}, "series": {"series"}, "quotation": {"quotation", "42"},
+    "needs": {"need", "what wants", "pronoun"}, "counting": {"count"},
+    "held-out sum": {"held-out sum"},
+}  # fmt: skip
+NUMBER = {word: value for value, word in enumerate(world.NUMBER_WORDS)}
+NUMBER |= {str(value): value for value in range(100)}
 
 
 def some(kind, count, seed=0):
@@ -50,12 +46,9 @@ def many():
 
 
 def test_the_text_of_a_seed_is_frozen():
+    """Of the mixture, and of each kind: held-out sums are not in the mixture."""
     assert sha256(one.text for one in islice(world.documents(0), 200)) == FIRST_200
-
-
-@pytest.mark.parametrize("kind", world.WRITERS)
-def test_the_text_of_each_kind_is_frozen(kind):
-    assert sha256(one.text for one in some(kind, 50))[:16] == KINDS[kind][0]
+    assert sha256(one.text for kind in world.WRITERS for one in some(kind, 50)) == EACH_50
 
 
 def test_the_extreme_random_numbers_are_valid():
@@ -147,8 +140,7 @@ def test_the_entropy_of_a_toy_grammar_is_exact():
 
 class Forgetful(Scripted):
     def maybe(self, chance):
-        nats = self.nats
-        chosen = super().maybe(chance)
+        nats, chosen = self.nats, super().maybe(chance)
         self.nats = nats
         return chosen
 
@@ -164,9 +156,9 @@ def ambiguous(draft):
         draft.say("b")
 
 
-@pytest.mark.parametrize(
-    "write, draft_type", [(toy, Forgetful), (hidden, Scripted), (ambiguous, Scripted)]
-)
+@pytest.mark.parametrize("write, draft_type", [
+    (toy, Forgetful), (hidden, Scripted), (ambiguous, Scripted),
+])  # fmt: skip
 def test_the_entropy_check_can_fail(write, draft_type):
     """The controls: a choice not counted, an invisible one, two sequences with the same text."""
     with pytest.raises(AssertionError):
@@ -174,11 +166,8 @@ def test_the_entropy_check_can_fail(write, draft_type):
 
 
 SMALL_WORLDS = {  # kind: (shorter lists of the world, fewer options, number of texts)
-    "sum": (
-        {"DIGIT_PAIRS": [(1, 2), (3, 5)], "WORD_PAIRS": [(1, 2), (2, 1)]},
-        {},
-        sum(4**n + 2**n for n in range(3, 8)),
-    ),
+    "sum": ({"DIGIT_PAIRS": [(1, 2), (3, 5)], "WORD_PAIRS": [(1, 2), (2, 1)]}, {},
+            sum(4**n + 2**n for n in range(3, 8))),
     "comparison": ({"PEOPLE": world.PEOPLE[:4]}, {}, 3 * 2 * (12 + 24 * 2 + 24 * 6)),
     "quotation": ({"QUOTATIONS": world.QUOTATIONS[:5]}, {}, 5 + 5 * 4 + 5 * 4 * 3),
     "series": (
@@ -189,10 +178,9 @@ SMALL_WORLDS = {  # kind: (shorter lists of the world, fewer options, number of 
     ),
     "facts": (
         {"RELATIONS": [(("Mia", "Ben", "Tom"), ("tea", "milk", "soup"), *world.RELATIONS[0][2:])]},
-        {(2, 3, 4, 5): [2, 3]},
-        36 * 2 + 36 * (3 + 3 * 2),
+        {(2, 3, 4, 5): [2, 3]}, 36 * 2 + 36 * (3 + 3 * 2),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SMALL_WORLDS)
@@ -280,7 +268,7 @@ def test_spans_are_whole_pieces(kind):
             assert {start, stop} <= ends and start < stop <= after
             assert answer[0].isdigit() or answer[0] == " " and answer[1].isalpha(), answer
             assert answer[-1].isalnum(), answer
-    assert found == KINDS[kind][1]
+    assert found == SKILLS[kind]
 
 
 @pytest.mark.parametrize("kind", world.WRITERS)
@@ -297,44 +285,41 @@ def test_the_text_is_well_formed(kind):
 # --- Answers, checked by readers that see only the text -------------------------------------------
 
 
-def answered(text, places, holder, spot, colour):
-    """Return whether a question and its answer agree with the state of the story."""
-    if match := re.fullmatch(r"Where is the (\w+)\? The \1 is in the (\w+)\.", text):
-        thing, place = match.groups()
-        return (places[holder[thing]] if holder[thing] else spot[thing]) == place
-    if match := re.fullmatch(r"Where is (\w+)\? \1 is in the (\w+)\.", text):
-        return places[match[1]] == match[2]
-    if match := re.fullmatch(r"Who has the (\w+)\? (\w+) has the \1\.", text):
-        return holder[match[1]] == match[2]
-    if match := re.fullmatch(r"What does (\w+) have\? \1 has the (\w+)\.", text):
-        return holder.get(match[2]) == match[1]
-    match = re.fullmatch(r"What colour is the (\w+)\? The \1 is (\w+)\.", text)
-    return bool(match) and colour[match[1]] == match[2]
+def sentences(text):
+    """Return the sentences of a text; a question and its answer are one."""
+    return [one.strip() for one in re.findall(r"(?:[^.?]+\? )?[^.?]+\.", text)]
+
+
+def truths(places, holder, spot, colour):
+    """Return every question with its answer, in a story that has come to this state."""
+    known = {f"Where is {who}? {who} is in the {place}." for who, place in places.items()}
+    for thing, who in holder.items():
+        known |= {
+            f"Who has the {thing}? {who} has the {thing}.",
+            f"What does {who} have? {who} has the {thing}.",
+            f"Where is the {thing}? The {thing} is in the {places[who] if who else spot[thing]}.",
+            f"What colour is the {thing}? The {thing} is {colour[thing]}.",
+        }
+    return known
 
 
 def reader_of_stories(text):
     """Follow places and holders sentence by sentence; return False if a sentence does not fit."""
     places, holder, spot, colour = {}, {}, {}, {}
     giver = receiver = it = None
-    for sentence in re.findall(r"(?:[^.?]+\? )?[^.?]+\.", text):
-        sentence = sentence.strip()
+    for sentence in sentences(text):
         if "?" in sentence:
-            if not answered(sentence, places, holder, spot, colour):
+            if sentence not in truths(places, holder, spot, colour):
                 return False
             continue
         words = sentence[:-1].replace(",", "").split()
-        subject = words[0]
+        subject, fits = words[0], True
         if words[-2:] == ["likes", "it"]:
             she = subject.lower() if subject in ("She", "He") else world.pronoun(subject)
-            if words[-4:-2] != ["because", she]:
-                return False
+            fits = words[-4:-2] == ["because", she]
             words = words[:-4]
         if subject in ("She", "He"):
-            fitting = [one for one in places if world.pronoun(one) == subject.lower()]
-            if len(fitting) != 1:
-                return False
-            subject = fitting[0]
-        fits = True
+            (subject,) = (one for one in places if world.pronoun(one) == subject.lower())
         it = next((word for word in words if word in world.THINGS), it)
         if "are" in words:
             names = [word for word in words if word in world.PEOPLE]
@@ -342,35 +327,29 @@ def reader_of_stories(text):
         elif words[1:4] == ["is", "in", "the"]:
             places[subject] = words[-1]
         elif words[:2] == ["There", "is"]:
-            holder[it], colour[it], spot[it] = None, words[3], None
-            if len(words) > 5:
-                spot[it] = words[-1]
+            holder[it], colour[it], spot[it] = None, words[3], words[-1] if words[5:] else None
         elif words[1:] == ["has", "it"]:
-            fits = holder[it] is spot[it] is None
+            fits &= holder[it] is spot[it] is None
             holder[it] = subject
         elif words[0] == "Now":
-            fits = words[2:] == ["has", "it"] and holder[it] == words[1]
+            fits &= words[2:] == ["has", "it"] and holder[it] == words[1]
         elif words[1] == "thanks":
             him = {"she": "her", "he": "him"}[world.pronoun(giver)]
-            fits = words[2] == him and receiver == subject
+            fits &= words[2] == him and receiver == subject
         elif words[1] in ("gives", "hands"):
             giver, receiver = subject, words[-1]
-            fits = holder[words[3]] == giver and places[giver] == places[receiver]
+            fits &= holder[words[3]] == giver and places[giver] == places[receiver]
             holder[words[3]] = receiver
         elif words[1] in ("leaves", "drops"):
-            fits = holder[words[3]] == subject and places[subject] == words[-1]
+            fits &= holder[words[3]] == subject and places[subject] == words[-1]
             holder[words[3]], spot[words[3]] = None, words[-1]
-        elif "to" in words:  # goes, or carries something
-            places[subject] = words[words.index("to") + 2]
-            if "and" in words:
-                fits = not holder[words[-1]] and spot[words[-1]] == places[subject]
-                holder[words[-1]] = subject
-            elif words[2] == "the":
-                fits = holder[words[3]] == subject
-            else:
-                fits = subject not in holder.values()
-        else:  # takes, picks up
-            fits = not holder[words[-1]] and spot[words[-1]] == places[subject]
+        elif "to" in words and "and" not in words:  # goes, or carries something
+            places[subject] = words[-1]
+            fits &= holder[it] == subject if words[2] == "the" else subject not in holder.values()
+        else:  # takes, picks up, perhaps after going there
+            if "to" in words:
+                places[subject] = words[words.index("to") + 2]
+            fits &= not holder[words[-1]] and spot[words[-1]] == places[subject]
             holder[words[-1]] = subject
         held = [one for one in holder.values() if one]
         if not fits or len(set(held)) != len(held):
@@ -379,22 +358,16 @@ def reader_of_stories(text):
 
 
 CONTENT = {
-    *world.PEOPLE,
-    *world.THINGS,
-    *world.COLOURS,
-    *world.FOODS,
-    *world.ANIMALS,
-    *world.INSTRUMENTS,
-    *world.JOBS,
-    *world.CAPITALS.values(),
-}
+    *world.PEOPLE, *world.THINGS, *world.COLOURS, *world.FOODS, *world.ANIMALS, *world.INSTRUMENTS,
+    *world.JOBS, *world.CAPITALS.values(),
+}  # fmt: skip
 
 
 def reader_of_facts(text):
     """An answer must repeat a statement: the one with the word that the question names."""
     told = set()
-    for part in re.findall(r"(?:[^.?]+\? )?[^.?]+\.", text):
-        *question, statement = re.split(r"(?<=\?) ", part.strip())
+    for sentence in sentences(text):
+        *question, statement = re.split(r"(?<=\?) ", sentence)
         if not question:
             told.add(statement)
             continue
@@ -405,13 +378,10 @@ def reader_of_facts(text):
 
 
 def reader_of_sums(text):
-    number = {word: value for value, word in enumerate(world.NUMBER_WORDS)}
-    for sentence in re.findall(r"[^.]+\.", text.lower()):
-        match = re.fullmatch(r" ?(\w+) (\+|-|plus) (\w+) (?:=|is) (\w+)\.", sentence)
-        a, b, c = (number[word] if word in number else int(word) for word in match.group(1, 3, 4))
-        if (a - b if match[2] == "-" else a + b) != c:
-            return False
-    return True
+    found = re.findall(r"(\w+) (\+|-|plus) (\w+) (?:=|is) (\w+)\.", text.lower())
+    sums = (NUMBER[a] + (-1 if sign == "-" else 1) * NUMBER[b] == NUMBER[c]
+            for a, sign, b, c in found)  # fmt: skip
+    return len(found) == text.count(".") and all(sums)
 
 
 def reader_of_comparisons(text):
@@ -443,18 +413,13 @@ def reader_of_repeats(text):
 
 def reader_of_series(text):
     steps = {"": 1, "twos": 2, "threes": 3, "fives": 5, "tens": 10}
-    rows = (world.DAYS, world.MONTHS, world.LETTERS, world.NUMBER_WORDS)
-    for back, first, last, by, row in re.findall(
-        r"(From|Back from) (\w+) to (\w+)(?: by (\w+))?: ([^.]+)\.", text
-    ):
-        row = row.split()
-        items = next(
-            (list(items) for items in rows if first in items),
-            [str(number) for number in range(100)],
-        )
-        i, j = items.index(first), items.index(last)
-        step = steps[by] if back == "From" else -steps[by]
-        if row != items[i : j + step if j + step >= 0 else None : step]:
+    rows = world.DAYS, world.MONTHS, world.LETTERS, world.NUMBER_WORDS, world.NUMBERS
+    pattern = r"(From|Back from) (\w+) to (\w+)(?: by (\w+))?: ([^.]+)\."
+    for way, first, last, by, row in re.findall(pattern, text):
+        items = next(items for items in rows if first in items)
+        low, high = sorted((items.index(first), items.index(last)))
+        right = items[low : high + 1 : steps[by]]
+        if row.split() != list(right if way == "From" else right[::-1]):
             return False
     return True
 
@@ -469,37 +434,28 @@ def reader_of_needs(text):
         states = {by[match[3].lower()]: match[4], by[match[5]]: match[6]}
         if len(states) != 2:
             return False
-    for who, state, she, need in re.findall(r"(\w+) is (\w+), so (\w+) wants ([\w ]+)\.", text):
-        states[who] = state
-        if she != world.pronoun(who) or need != wants[state]:
-            return False
-    for who, need, she, state in re.findall(
-        r"(?<!does )\b([A-Z]\w+) wants ([\w ]+) because (\w+) is (\w+)\.", text
-    ):
-        states[who] = state
-        if she != world.pronoun(who) or need != wants[state]:
-            return False
+    because = r"(?<!does )\b([A-Z]\w+) wants ([\w ]+) because (\w+) is (\w+)\."
+    why = r"Why does (\w+) want ([\w ]+)\? Because (\w+) is (\w+)\."
+    said = re.findall(r"(\w+) is (\w+), so (\w+) wants ([\w ]+)\.", text)
+    said += [(who, state, she, need) for who, need, she, state in re.findall(because, text)]
+    states |= {who: state for who, state, _, _ in said}
     for who, she, need in re.findall(r"What does (\w+) want\? (\w+) wants ([\w ]+)\.", text):
-        if she.lower() != world.pronoun(who) or need != wants[states[who]]:
-            return False
-    for who, need, she, state in re.findall(
-        r"Why does (\w+) want ([\w ]+)\? Because (\w+) is (\w+)\.", text
-    ):
-        if she != world.pronoun(who) or states[who] != state or need != wants[state]:
-            return False
-    return True
+        said.append((who, states[who], she.lower(), need))
+    said += [(who, state, she, need) for who, need, she, state in re.findall(why, text)]
+    return all(
+        (states[who], world.pronoun(who), wants[state]) == (state, she, need)
+        for who, state, she, need in said
+    )
 
 
 def reader_of_counts(text, sums=None):
     """Follow who has how many. `sums` collects the pairs of all additions and subtractions."""
-    have, number = {}, {word: value for value, word in enumerate(world.NUMBER_WORDS)}
-    for asked, who, amount, thing in re.findall(
-        r"(How many \w+ does \w+ have\? )?"
-        r"(\w+ (?:has|loses|sells|gives away|gives \w+)) (\w+) (\w+)\.",
-        text,
-    ):
+    have = {}
+    pattern = (r"(How many \w+ does \w+ have\? )?"
+               r"(\w+ (?:has|loses|sells|gives away|gives \w+)) (\w+) (\w+)\.")  # fmt: skip
+    for asked, who, amount, thing in re.findall(pattern, text):
         first, verb, *other = who.split()
-        amount, one, plural = number[amount], thing.rstrip("s"), thing.endswith("s")
+        amount, one, plural = NUMBER[amount], thing.rstrip("s"), thing.endswith("s")
         if plural != (amount != 1):
             return False
         if asked:
@@ -522,18 +478,12 @@ def reader_of_quotations(text):
 
 
 READERS = {
-    "story": reader_of_stories,
-    "facts": reader_of_facts,
-    "sum": reader_of_sums,
-    "comparison": reader_of_comparisons,
-    "capitals": reader_of_capitals,
-    "repeat": reader_of_repeats,
-    "series": reader_of_series,
-    "needs": reader_of_needs,
-    "quotation": reader_of_quotations,
-    "counting": reader_of_counts,
+    "story": reader_of_stories, "facts": reader_of_facts, "sum": reader_of_sums,
+    "comparison": reader_of_comparisons, "capitals": reader_of_capitals,
+    "repeat": reader_of_repeats, "series": reader_of_series, "needs": reader_of_needs,
+    "quotation": reader_of_quotations, "counting": reader_of_counts,
     "held-out sum": reader_of_sums,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", world.WRITERS)
@@ -545,36 +495,24 @@ def test_all_answers_are_right(kind):
 @pytest.mark.parametrize("kind", world.WRITERS)
 def test_the_readers_notice_wrong_answers(kind):
     """The control: an answer replaced by another one of the same skill is noticed."""
-    documents = some(kind, 60, seed=5)
-    answers = defaultdict(list)
-    for one in documents:
-        for skill, start, stop in one.answers:
-            answers[skill].append(one.text[start:stop])
-    tried = 0
-    for one in documents:
-        for skill, start, stop in one.answers:
-            right = one.text[start:stop]
-            wrong = next(
-                (other for other in answers[skill] if other.lower() != right.lower()), " 43"
-            )
-            try:
-                noticed = not READERS[kind](one.text[:start] + wrong + one.text[stop:])
-            except (KeyError, IndexError, ValueError, TypeError):
-                noticed = True  # a person, thing or number that is not in the text
-            assert noticed, (skill, right, wrong, one.text)
-            tried += 1
-    assert tried >= 60
+    found = [(one.text, *answer) for one in some(kind, 60, seed=5) for answer in one.answers]
+    assert len(found) >= 60
+    for text, skill, start, stop in found:
+        right = text[start:stop]
+        others = (other[a:b] for other, like, a, b in found if like == skill)
+        wrong = next((other for other in others if other.lower() != right.lower()), " 43")
+        try:
+            noticed = not READERS[kind](text[:start] + wrong + text[stop:])
+        except (KeyError, IndexError, ValueError, TypeError):
+            noticed = True  # a person, thing or number that is not in the text
+        assert noticed, (skill, right, wrong, text)
 
 
 def test_all_pronouns_occur():
     """The readers check that they agree with the persons."""
     documents = some("needs", 500, seed=6) + some("story", 500, seed=6)
-    seen = Counter(
-        one.text[start + 1 : stop].lower()
-        for one in documents
-        for skill, start, stop in one.answers
-        if skill == "pronoun"
-    )
+    seen = Counter(one.text[start + 1 : stop].lower() for one in documents
+                   for skill, start, stop in one.answers if skill == "pronoun")  # fmt: skip
     assert set(seen) == {"she", "he", "her", "him"} and min(seen.values()) > 20
 
 
@@ -583,30 +521,21 @@ def test_all_pronouns_occur():
 
 def sums_in(text):
     """Return all pairs of summands whose sum is in the text, or follows from a difference."""
-    number = {word: value for value, word in enumerate(world.NUMBER_WORDS)}
-    pairs = [(int(a), int(b)) for a, b in re.findall(r"(\d+) \+ (\d+)", text)]
-    pairs += [(int(a), int(b)) for a, b in re.findall(r"\d+ - (\d+) = (\d+)", text)]
-    pairs += [(number[a.lower()], number[b]) for a, b in re.findall(r"(\w+) plus (\w+)", text)]
-    return pairs
+    pairs = re.findall(r"(\w+) (?:\+|plus) (\w+)", text.lower())
+    pairs += re.findall(r"\d+ - (\d+) = (\d+)", text)
+    return [(NUMBER[a], NUMBER[b]) for a, b in pairs]
 
 
 def test_no_held_out_sum_is_in_training(many):
+    """The control: the same function finds held-out pairs, and no others, where there are some."""
     pairs = {pair for one in many for pair in sums_in(one.text)}
-    assert len(pairs) > 700
-    assert not [pair for pair in pairs if world.held_out(*pair)]
-
-
-def test_documents_of_held_out_sums_have_no_other_sums():
-    """The control: the same function finds held-out pairs where there are some."""
-    pairs = {pair for one in some("held-out sum", 200) for pair in sums_in(one.text)}
-    assert len(pairs) > 50 and all(world.held_out(*pair) for pair in pairs)
-
-
-def test_counting_needs_no_held_out_sum():
-    sums = []
+    assert len(pairs) > 700 and not any(world.held_out(*pair) for pair in pairs)
+    held = {pair for one in some("held-out sum", 200) for pair in sums_in(one.text)}
+    assert len(held) > 50 and all(world.held_out(*pair) for pair in held)
+    counted = []
     for one in some("counting", 500, seed=7):
-        assert reader_of_counts(one.text, sums)
-    assert len(sums) > 1000 and not [pair for pair in sums if world.held_out(*pair)]
+        assert reader_of_counts(one.text, counted)
+    assert len(counted) > 1000 and not any(world.held_out(*pair) for pair in counted)
 
 
 def test_about_a_tenth_of_the_sums_is_held_out():
@@ -620,9 +549,7 @@ def test_quotations_have_sources_and_differ_in_their_first_two_words():
     texts = [text for text, *_ in world.QUOTATIONS]
     assert len({tuple(text.split()[:2]) for text in texts}) == len(texts) >= 33
     assert all(author and 1500 < int(year) < 1980 for _, author, year in world.QUOTATIONS)
-    assert texts[0] == (
-        "the answer to the ultimate question of life, the universe, and everything is 42"
-    )
+    assert texts[0] == PROMPT + "42"
     lines = Counter(line for one in some("quotation", 3000) for line in one.text.split("\n"))
     assert lines.most_common(1)[0][0] == texts[0] and set(lines) == set(texts)
 
@@ -646,9 +573,3 @@ def test_the_last_place_in_the_text_is_a_poor_guess():
                 right += last == one.text[start + 1 : stop]
                 asked += 1
     assert asked > 1000 and right / asked < 0.55
-
-
-def test_the_text_for_the_tokenizer_comes_from_its_seed():
-    sample = world.bpe_sample(0, characters=50_000)
-    assert sample == world.bpe_sample(0, characters=50_000) != world.bpe_sample(1, 50_000)
-    assert sample.count(world.ANSWER) > 1000 and sample.count(" 99") > 100
