@@ -1,120 +1,114 @@
-"""The exercises of notebook 07: another layer, settled predictions, equal logits, L, FLOPs."""
+"""The exercises of notebook 07: the layer, the model, the lens, who wrote a logit, equal logits.
 
-import contextlib
+Its last checker, `model`, puts the reader's functions together.
+"""
+
+import functools
 import math
+import textwrap
 from dataclasses import replace
+from importlib import import_module
+from types import FunctionType, SimpleNamespace
 
+import regex
 import torch
 
+from llama3_scratch import PROMPT, STORY, load
+from llama3_scratch import model as core
 from llama3_scratch.config import Config, weight_shapes
+from llama3_scratch.errors import first_line, require
 from llama3_scratch.exercises.frame import (
+    SECONDS,
     Exercise,
     agree,
     answer_property,
     desk,
+    difference,
     drawn,
     of_each,
+    time_limit,
 )
-from llama3_scratch.model import (
-    attention,
-    block,
-    causal_mask,
-    feed_forward,
-    layer,
-    rms_norm,
-    rotations_at,
-)
+from llama3_scratch.exercises.workbook import CORE
+from llama3_scratch.model import causal_mask, layer, rotations_at
+from llama3_scratch.tokenizer import SPLIT_PATTERN
 
 TINY = Config(4, 1, 2, 1, 5, 3, 0.05, 500000.0, 0.3)  # D, L, N, K, V; F = 3
 SMALL = Config(24, 3, 6, 2, 101, 7, 0.02, 500000.0, 1.3)  # all sizes differ from one another
+TEXTS = {"prompt": PROMPT, "story": STORY}
 
 
-# --- The layer of 2017 ----------------------------------------------------------------------------
-
-
-def _layer_cases():
-    sizes = (("A", TINY, 2, 1), ("B", SMALL, 5, 2), ("C", SMALL, 8, 3))
+def _weights(shapes, seed):
+    tensors = zip(shapes.items(), drawn(seed, *shapes.values()), strict=True)
     return {
-        f"x [{T}, {config.dim}] and layer {name}": (
-            *drawn(seed, (T, config.dim)),
-            _weights_of_a_layer(config, seed),
-            rotations_at(torch.arange(T), config),
-            causal_mask(torch.arange(T), T),
-            config,
-        )
-        for name, config, T, seed in sizes
+        name: 1 + 0.3 * w if "norm" in name else w if "emb" in name else w / size[-1] ** 0.5
+        for (name, size), w in tensors
     }
 
 
-def _weights_of_a_layer(config, seed):
-    shapes = layer(weight_shapes(config), 0)
-    tensors = zip(shapes, drawn(seed + 10, *shapes.values()), strict=True)
-    return {n: w / w.shape[1] ** 0.5 if w.dim() == 2 else 1 + 0.3 * w for n, w in tensors}
+def _values_or_dtype(answer, *case):
+    """In bfloat16 the result's dtype alone: its values depend on the order of the sums."""
+    found = answer(*case)
+    (weights,) = (each for each in case if isinstance(each, dict))
+    wide = all(w.dtype == torch.float32 for w in weights.values())
+    return found if wide or not isinstance(found, torch.Tensor) else [str(found.dtype)]
 
 
-def _norm(x, weights, name, config):
-    return rms_norm(x, weights[f"{name}_norm.weight"], config.norm_eps)
+# --- A layer --------------------------------------------------------------------------------------
+
+
+def _layer_cases():
+    sizes = {
+        "x [2, 4]": (TINY, (2,), torch.float32),
+        "x [5, 24]": (SMALL, (5,), torch.float32),
+        "x [3, 7, 24], three texts at once": (SMALL, (3, 7), torch.float32),
+        "x [6, 24] in bfloat16": (SMALL, (6,), torch.bfloat16),
+    }
+    cases = {}
+    for seed, (name, (config, rows, dtype)) in enumerate(sizes.items(), start=1):
+        weights = _weights(layer(weight_shapes(config), 0), seed + 10)
+        weights = {part: w.to(dtype) for part, w in weights.items()}
+        (x,), positions = drawn(seed, (*rows, config.dim)), torch.arange(rows[-1])
+        rotations, mask = rotations_at(positions, config), causal_mask(positions, rows[-1])
+        cases[name] = x.to(dtype), weights, rotations, mask, config
+    return cases
+
+
+def _layer(first=lambda x, n: (n(x), x), second=lambda x, a, m, n: (n(m), m), f=core):
+    """A layer by what its parts read and where its sums start; it calls the functions of f.
+
+    first: (x, norm) -> what attention reads, where the first sum starts; second: the same for
+    feed-forward, from x, attention's change a, the middle m and the second norm.
+    """
+
+    def answer(x, weights, rotations, mask, config):
+        def norm(name):
+            return lambda rows: f.rms_norm(rows, weights[f"{name}.weight"], config.norm_eps)
+
+        reads, start = first(x, norm("attention_norm"))
+        change = f.attention(reads, weights, rotations, mask, config)
+        middle = start + change
+        reads, start = second(x, change, middle, norm("ffn_norm"))
+        return start + f.feed_forward(reads, weights)
+
+    return answer
 
 
 def _post_norm(x, w, r, m, c):
-    middle = _norm(x + attention(x, w, r, m, c), w, "attention", c)
-    return _norm(middle + feed_forward(middle, w), w, "ffn", c)
+    middle = core.rms_norm(
+        x + core.attention(x, w, r, m, c), w["attention_norm.weight"], c.norm_eps
+    )
+    after = middle + core.feed_forward(middle, w)
+    return core.rms_norm(after, w["ffn_norm.weight"], c.norm_eps)
 
 
-def _change_normed(x, w, r, m, c):
-    middle = x + _norm(attention(x, w, r, m, c), w, "attention", c)
-    return middle + _norm(feed_forward(middle, w), w, "ffn", c)
+def _with_norms(first, second):
+    """A block whose norms have other weights."""
 
+    def wrong(x, w, r, m, c):
+        norms = {"attention_norm.weight": w[first], "ffn_norm.weight": w[second]}
+        return core.block(x, w | norms, r, m, c)
 
-def _arrow_from_the_sum(x, w, r, m, c):
-    total = x + attention(x, w, r, m, c)
-    return _norm(total + feed_forward(_norm(total, w, "attention", c), w), w, "ffn", c)
-
-
-def _one_norm(x, w, r, m, c):
-    total = x + attention(x, w, r, m, c)
-    return _norm(total + feed_forward(total, w), w, "ffn", c)
-
-
-def _no_second_norm(x, w, r, m, c):
-    middle = _norm(x + attention(x, w, r, m, c), w, "attention", c)
-    return middle + feed_forward(middle, w)
-
-
-def _same_weight(x, w, r, m, c):
-    return _post_norm(x, w | {"ffn_norm.weight": w["attention_norm.weight"]}, r, m, c)
-
-
-def _exchanged_weights(x, w, r, m, c):
-    first, second = w["attention_norm.weight"], w["ffn_norm.weight"]
-    swapped = {"attention_norm.weight": second, "ffn_norm.weight": first}
-    return _post_norm(x, w | swapped, r, m, c)
-
-
-def _arrow_from_x(x, w, r, m, c):
-    middle = _norm(x + attention(x, w, r, m, c), w, "attention", c)
-    return _norm(x + feed_forward(middle, w), w, "ffn", c)
-
-
-def _blind_to_attention(x, w, r, m, c):
-    middle = _norm(x + attention(x, w, r, m, c), w, "attention", c)
-    return _norm(middle + feed_forward(x, w), w, "ffn", c)
-
-
-def _no_weights(x, w, r, m, c):
-    ones = {f"{name}_norm.weight": torch.ones_like(x[0]) for name in ("attention", "ffn")}
-    return _post_norm(x, w | ones, r, m, c)
-
-
-def _norms_everywhere(x, w, r, m, c):
-    total = x + attention(_norm(x, w, "attention", c), w, r, m, c)
-    middle = _norm(total, w, "attention", c)
-    return _norm(middle + feed_forward(_norm(middle, w, "ffn", c), w), w, "ffn", c)
-
-
-def _no_arrows(x, w, r, m, c):
-    middle = _norm(attention(x, w, r, m, c), w, "attention", c)
-    return _norm(feed_forward(middle, w), w, "ffn", c)
+    return wrong
 
 
 def _right_without(*names):
@@ -122,72 +116,163 @@ def _right_without(*names):
 
     def holds(answer, x, w, r, m, c):
         silent = w | {name: torch.zeros_like(w[name]) for name in names}
-        return agree(answer(x, silent, r, m, c), _post_norm(x, silent, r, m, c))
+        right = core.block(x, silent, r, m, c)
+        return w["ffn_norm.weight"].dtype != torch.float32 or agree(
+            answer(x, silent, r, m, c), right
+        )
 
     return answer_property(holds)
 
 
-def _last_step_is_a_norm(answer, x, w, r, m, c):
-    rows = answer(x, w, r, m, replace(c, norm_eps=1e-9)) / w["ffn_norm.weight"]
-    return bool(((rows.pow(2).mean(-1) - 1).abs() < 1e-3).all())
-
-
-post_norm_block = Exercise(
-    "x [T, D], one layer's weights, rotations [T, P], mask [T, T], Config -> [T, D]: the layer of "
-    "2017, whose norms come after the sums, equation 7.3.",
-    right=_post_norm,
+block = Exercise(
+    "x [..., T, D], one layer's weights, rotations [T, P], mask [T, T], Config -> [..., T, D]: one "
+    "layer of Llama 3, equations 7.1 and 7.2.",
+    right=lambda x, weights, rotations, mask, config: core.block(
+        x, weights, rotations, mask, config),
     cases=_layer_cases,
+    run=_values_or_dtype,
     mistakes=[
-        (block,
-         "this is Llama 3's own block: it normalises what each part reads. Here each part reads "
-         "the stream as it is, and the sum is normalised."),
-        (_change_normed,
-         "you normalise the change and then add it. Add first: the norm comes after the sum, so "
-         "the stream itself is normalised."),
-        (_arrow_from_the_sum,
-         "the second arrow starts from the sum before its norm. That is right in Llama 3. Here the "
-         "stream itself goes through the norm, so the second change is added to the normalised "
-         "rows."),
-        (_one_norm,
-         "there is a norm after the second sum only. The first sum has one as well."),
-        (_no_second_norm,
-         "there is a norm after the first sum only. The second sum has one as well."),
-        (_same_weight,
-         "both norms use `attention_norm.weight`. The second has its own, `ffn_norm.weight`."),
-        (_exchanged_weights,
-         "the norms' weights are exchanged: `attention_norm.weight` belongs to the first norm, "
-         "after attention, `ffn_norm.weight` to the second."),
-        (_arrow_from_x,
+        (_layer(second=lambda x, a, m, n: (n(m), n(m))),
+         "the second sum starts from the normalised rows. Only what a part reads is normalised: "
+         "both sums start from the stream as it is, here m."),
+        (_layer(first=lambda x, n: (n(x), n(x))),
+         "the first sum starts from the normalised rows. Only what a part reads is normalised: "
+         "both sums start from the stream as it is, here x."),
+        (_layer(lambda x, n: (n(x), n(x)), lambda x, a, m, n: (n(m), n(m))),
+         "both sums start from the normalised rows. Only what a part reads is normalised: the sums "
+         "start from the stream as it is, x and then m."),
+        (_layer(second=lambda x, a, m, n: (n(m), x)),
          "the second sum starts from x, so what attention added to the stream is lost. It starts "
-         "from the result of the first line."),
-        (_blind_to_attention,
-         "the feed-forward part reads x, so it does not see what attention added."),
-        (_no_weights,
-         "the norms' weights are missing: after the division each column is multiplied by its own "
-         "factor."),
-        (lambda x, w, r, m, c: _post_norm(x, w, r, m, replace(c, norm_eps=1e-5)),
+         "from m."),
+        (_layer(second=lambda x, a, m, n: (n(x), m)),
+         "the feed-forward part reads x, so it does not see what attention added. It reads m, "
+         "normalised."),
+        (_layer(second=lambda x, a, m, n: (n(a), m)),
+         "the feed-forward part reads attention's change alone. It reads the whole stream in the "
+         "middle of the layer, m, normalised."),
+        (_layer(lambda x, n: (x, x), lambda x, a, m, n: (m, m)),
+         "the norms are missing: each part reads its rows normalised."),
+        (_layer(second=lambda x, a, m, n: (m, m)),
+         "the second norm is missing: the feed-forward part reads m normalised."),
+        (_layer(first=lambda x, n: (x, x)),
+         "the first norm is missing: attention reads x normalised."),
+        (_with_norms("attention_norm.weight", "attention_norm.weight"),
+         "both norms use `attention_norm.weight`. The second has its own, `ffn_norm.weight`."),
+        (_with_norms("ffn_norm.weight", "attention_norm.weight"),
+         "the norms' weights are exchanged: `attention_norm.weight` belongs to the first norm, "
+         "`ffn_norm.weight` to the second."),
+        (lambda x, w, r, m, c: core.block(x, w, r, m, replace(c, norm_eps=1e-5)),
          "eps is typed in, or missing: use `config.norm_eps`."),
-        (_norms_everywhere,
-         "there are norms before the parts and after the sums. In this layer a part reads the "
-         "stream as it is."),
-        (_no_arrows,
-         "nothing is added: the result of each part replaces the stream. `x + ...` is missing, in "
-         "both lines."),
+        (_post_norm,
+         "you normalise the sums. That is the layer of 2017; in Llama 3 the stream itself is never "
+         "normalised, only what the two parts read."),
+        (_layer(lambda x, n: (n(x), 0), lambda x, a, m, n: (n(m), 0)),
+         "nothing is added: the result of each part replaces the stream. `x + ...` and `m + ...` "
+         "are missing."),
     ],
     properties=[
-        (answer_property(_last_step_is_a_norm),
-         "the last step is not the second norm: the rows of your result, divided by "
-         "`ffn_norm.weight`, do not have mean square 1."),
         (_right_without("attention.wo.weight", "feed_forward.w2.weight"),
-         "where both parts give zeros, x should go through the two norms, first "
-         "`attention_norm`, then `ffn_norm`, and through nothing else. In your layer it does not."),
+         "where both parts give zeros, x should come out as it went in. In your layer it does "
+         "not: something happens to the stream itself."),
         (_right_without("feed_forward.w2.weight"),
          "the first half is not right: with a feed-forward part that gives zeros the result should "
-         "be x + Attention(x), normalised twice."),
+         "be x + Attention(RMSNorm(x))."),
         (_right_without("attention.wo.weight"),
          "the second half is not right: what does the feed-forward part read, and what is its "
          "result added to?"),
     ],
+    hints=(
+        "Each equation is two lines of code: normalise a copy, then add what the part makes of it.",
+        "The second equation does not mention x. Which of your names is m, and is it normalised?",
+    ),
+)  # fmt: skip
+
+
+# --- The model ------------------------------------------------------------------------------------
+
+
+def _model_cases():
+    sizes = {
+        "3 tokens": (TINY, (3,), torch.float32),
+        "7 tokens": (SMALL, (7,), torch.float32),
+        "tokens [2, 5], two texts at once": (SMALL, (2, 5), torch.float32),
+        "4 tokens, weights in bfloat16": (SMALL, (4,), torch.bfloat16),
+    }
+    cases = {}
+    for seed, (name, (config, shape, dtype)) in enumerate(sizes.items(), start=1):
+        weights = {part: w.to(dtype) for part, w in _weights(weight_shapes(config), seed).items()}
+        numbers = torch.arange(math.prod(shape)).view(shape)
+        cases[name] = weights, (numbers * 3 + 2) % config.vocab_size, config
+    return cases
+
+
+def _whole(f=core, layers=range, mask=causal_mask, rotations=rotations_at, output="output"):
+    """The model, in which something may be wrong, from the functions of f."""
+
+    def answer(weights, tokens, config):
+        positions = torch.arange(tokens.shape[-1])
+        made = rotations(positions, config), mask(positions, len(positions))
+        stream = weights["tok_embeddings.weight"][tokens]
+        for i in layers(config.n_layers):
+            stream = f.block(stream, layer(weights, i), *made, config)
+        normed = f.rms_norm(stream, weights["norm.weight"], config.norm_eps)
+        return (normed @ weights[f"{output}.weight"].T).float()
+
+    return answer
+
+
+def _is_causal(answer, weights, tokens, config):
+    """Whether the first rows stay what they are when the last token is another one."""
+    other = tokens.clone()
+    other[..., -1] = (other[..., -1] + 1) % config.vocab_size
+    rows = [answer(weights, ids, config)[..., :-1, :] for ids in (tokens, other)]
+    return bool(((rows[0] - rows[1]).abs() <= 1e-4 * rows[0].abs().max()).all())
+
+
+forward = Exercise(
+    "All weights, tokens [..., T], Config -> [..., T, V], float32: the logits at every position, "
+    "equations 7.3 and 7.4.",
+    right=lambda weights, tokens, config: core.forward(weights, tokens, config),
+    cases=_model_cases,
+    run=_values_or_dtype,
+    mistakes=[
+        (_whole(SimpleNamespace(block=core.block, rms_norm=lambda x, weight, eps: x)),
+         "the last norm is missing: after the last layer each row is normalised once more, with "
+         "`norm.weight`."),
+        (lambda w, ids, c: core.forward(
+            w | {"norm.weight": torch.ones_like(w["norm.weight"])}, ids, c),
+         "the last norm's weight is missing: multiply by `norm.weight`."),
+        (lambda w, ids, c: core.forward(w, ids, replace(c, norm_eps=1e-5)),
+         "eps is typed in, or missing: use `config.norm_eps`."),
+        (_whole(mask=lambda positions, T: torch.zeros(T, T)),
+         "every token sees those after it: the mask is missing, or all zeros."),
+        (_whole(rotations=lambda *args: rotations_at(*args) ** 0),
+         "no position has any effect: the rotations turn by nothing."),
+        (_whole(layers=lambda L: [0] * L),
+         "all layers have the weights of layer 0. Layer i has its own: `layer(weights, i)`."),
+        (_whole(layers=lambda L: range(L - 1)),
+         "one layer is missing: they count from 0 to L-1."),
+        (_whole(layers=lambda L: range(1, L)),
+         "layer 0 is missing: layers count from 0."),
+        (_whole(layers=lambda L: [L - 1]),
+         "only the last layer has an effect. Each layer reads what the one before it left."),
+        (_whole(output="tok_embeddings"),
+         "the rows are compared with the embedding table. The output matrix is `output.weight`."),
+        (lambda w, ids, c: core.forward(w, ids, c).softmax(-1),
+         "these are probabilities. The logits are asked for, before any softmax."),
+        (lambda w, ids, c: core.forward(w, ids, c).to(w["norm.weight"].dtype),
+         "with weights in bfloat16 the logits should be float32: `.float()` at the end."),
+    ],
+    properties=[
+        (answer_property(_is_causal),
+         "another last token changes the logits of positions before it: is the mask right?"),
+    ],
+    hints=(
+        "Before the loop: the embeddings' rows, the rotations, the mask. After it: a norm and a "
+        "matrix. In the loop there is one line.",
+        "How many positions are there if `tokens` is [2, 5]? The last dimension counts: "
+        "`tokens.shape[-1]`.",
+    ),
 )  # fmt: skip
 
 
@@ -205,9 +290,9 @@ def _tops_cases():
     return [*cases, (cases[3][0][:, 5:6],)]  # one position
 
 
-def _list_as_tensor(answer, tops):
-    found = answer(tops)
-    return torch.tensor(found, device=tops.device) if isinstance(found, list) else found
+def _list_as_tensor(answer, first, *rest):
+    found = answer(first, *rest)
+    return torch.tensor(found, device=first.device) if isinstance(found, list) else found
 
 
 def _first_row(tops):
@@ -262,6 +347,108 @@ settled = Exercise(
          "a position is called settled too late: the row before yours, and all rows after it, "
          "already have the final token on top."),
     ],
+    hints=(
+        "Go through the rows in order. If a position disagrees with the last row, nothing up to "
+        "and with this row is settled.",
+        "Row 0 has seen no layer. What is the answer where row 0 and all others agree, and where "
+        "only the last one does?",
+    ),
+)  # fmt: skip
+
+
+# --- Who wrote a logit ----------------------------------------------------------------------------
+
+
+def _parts_cases():
+    cases = {}
+    for seed, (config, M) in enumerate(((TINY, 3), (SMALL, 7), (SMALL, 12)), start=1):
+        shapes = {"norm.weight": (config.dim,), "output.weight": (config.vocab_size, config.dim)}
+        weights = _weights(shapes, seed)
+        (parts,) = drawn(seed + 20, (M, config.dim))
+        parts = 0.2 * parts * torch.arange(1, M + 1)[:, None]  # later parts are larger
+        cases[f"{M} parts of size {config.dim}"] = parts, weights, 2 * seed, seed - 1, config
+    return cases
+
+
+def _direction(w, token, other):
+    return w["output.weight"][token] - w["output.weight"][other]
+
+
+def _size(row, c):
+    return (row.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt()
+
+
+def _shares(parts, w, token, other, c):
+    return parts / _size(parts.sum(0), c) @ (w["norm.weight"] * _direction(w, token, other))
+
+
+def _lens(stages, w, token, other, c):
+    """What the logit lens reads at each stage."""
+    return core.rms_norm(stages, w["norm.weight"], c.norm_eps) @ _direction(w, token, other)
+
+
+def _adds_up(found, parts, w, token, other, c):
+    return agree(found.sum(), _shares(parts, w, token, other, c).sum())
+
+
+def _parts_are_apart(answer, parts, w, token, other, c):
+    """Whether half of one part, added to another, leaves all other shares as they are."""
+    moved = parts.clone()
+    moved[0], moved[1] = parts[0] / 2, parts[1] + parts[0] / 2  # the sum is the same
+    before, after = (answer(rows, w, token, other, c) for rows in (parts, moved))
+    return agree(after[2:], before[2:]) and agree(after[0], before[0] / 2)
+
+
+attribute = Exercise(
+    "parts [M, D], all weights, two token ids, Config -> [M]: what each part adds to the logit of "
+    "`token` minus that of `other`, equation 7.6.",
+    right=_shares,
+    cases=_parts_cases,
+    run=_list_as_tensor,
+    mistakes=[
+        (_lens,
+         "each part is normalised by its own size, so the shares do not add up. There is one norm, "
+         "of the whole stream: divide every part by the size of the sum."),
+        (lambda parts, *case: _lens(parts.cumsum(0), *case),
+         "this is the lens on the stream after each part. The question is what each part adds by "
+         "itself."),
+        (lambda parts, *case: _lens(parts.cumsum(0), *case).diff(prepend=torch.zeros(1)),
+         "these are the steps of the lens from one stream to the next. They add up, but each sum "
+         "is divided by a size of its own; here all parts are divided by the last one's."),
+        (lambda *case: _shares(*case).cumsum(0),
+         "these are running sums. Each part is asked for by itself."),
+        (lambda parts, w, t, o, c: parts / _size(parts.sum(0), c) @ (
+            w["norm.weight"] * w["output.weight"][t]),
+         "this is the logit of `token` alone. The question is for the difference: the same number "
+         "added to all logits would change no probability."),
+        (lambda parts, w, t, o, c: _shares(parts, w, o, t, c),
+         "all signs are exchanged: it is the logit of `token` minus that of `other`."),
+        (lambda parts, w, t, o, c: parts / _size(parts.sum(0), c) @ _direction(w, t, o),
+         "the last norm's weight is missing: each column is multiplied by its own factor."),
+        (lambda parts, w, t, o, c: parts @ (w["norm.weight"] * _direction(w, t, o)),
+         "the last norm's division is missing: divide by the size of the whole stream."),
+        (lambda *case: _shares(*case[:-1], replace(case[-1], norm_eps=1e-5)),
+         "eps is typed in, or missing: use `config.norm_eps`, under the root."),
+        (lambda *case: _shares(*case).softmax(-1),
+         "no softmax: shares may be negative, and they add up to the difference, not to 1."),
+        (lambda *case: _shares(*case) / _shares(*case).sum(),
+         "these add up to 1. Leave them in the logits' own unit, so that they add up to the "
+         "difference."),
+    ],
+    properties=[
+        (of_each(_adds_up),
+         "the shares do not add up to the difference of the two logits. The sum of all parts, "
+         "normalised, times the output matrix, is what they should add up to."),
+        (answer_property(_parts_are_apart),
+         "a part's share depends on how the others are cut. Only their sum may matter, through its "
+         "size."),
+    ],
+    hints=(
+        "A product with a sum is a sum of products. Where does the sum of all parts appear in "
+        "equation 7.6, and where a single part?",
+        "First the one number that all parts are divided by, from `parts.sum(0)`. Then one vector "
+        "[D], made of `norm.weight` and two rows of `output.weight`.",
+    ),
 )  # fmt: skip
 
 
@@ -271,6 +458,7 @@ settled = Exercise(
 def _logit_pairs():
     """{what they are: (ours, theirs, tolerance)}"""
     exact = torch.tensor([[1.0, -4.0, 2.0], [0.5, 3.0, -1.0]])
+    at_the_limit = torch.tensor([[1.0, 0.0, -1.0], [0.5, -0.5, 0.5]])
     (theirs,) = drawn(7, (6, 13))
     theirs = 3 * theirs
     theirs[2, 5] = 1e-4  # one logit near 0
@@ -303,9 +491,12 @@ def _logit_pairs():
         "another token on top at position 2": (moved(1.5, (2, 3)), theirs),
         "another token on top at the end": (moved(1.5, (5, 3)), theirs),
         "one logit is NaN": (theirs.where(theirs != theirs[1, 4], math.nan), theirs),
+        "the same logit is NaN in both": (theirs.where(theirs != theirs[1, 4], math.nan),) * 2,
+        "one logit is infinite": (theirs.where(theirs != theirs[3, 2], math.inf), theirs),
     }
     wider = {
-        "a difference that is exactly the limit": (exact + torch.eye(2, 3), exact, 0.25),
+        "a difference that is exactly the limit": (exact + at_the_limit, exact, 0.25),
+        "rounding in a row of small logits": (exact + 0.9 * torch.eye(2, 3).flip(0), exact, 0.25),
         "rounding of bfloat16, tolerance 0.01": (moved(0.006, (0, 6), (3, 2)), theirs, 0.01),
         "the largest logit too large, tolerance 0.5": (
             moved(0.6 * outward, largest), theirs, 0.5),
@@ -319,6 +510,11 @@ def _all_within(changes, limit):
 
 def _near(ours, theirs, tolerance):
     return _all_within(ours - theirs, tolerance * theirs.abs().max())
+
+
+def _numbers_only(holds):
+    """A property asked where theirs has no NaN."""
+    return answer_property(lambda answer, a, b, tol: b.isnan().any() or holds(answer, a, b, tol))
 
 
 def _one_wrong_is_noticed(answer, ours, theirs, tolerance):
@@ -356,15 +552,21 @@ same_logits = Exercise(
          "for `<=` instead."),
         (lambda a, b, tol: bool(((a - b).abs() < tol * b.abs().max()).all()),
          "a difference that is exactly the limit is allowed, \"at most\": `<=`, not `<`."),
+        (lambda a, b, tol: bool(torch.isclose(
+            a, b, rtol=0, atol=float(tol * b.nan_to_num().abs().max()), equal_nan=True).all()),
+         "NaN in both passes. A NaN is no number that could be the same: neither model is right."),
+        (lambda a, b, tol: bool(((a - b).abs() <= tol * b.abs().amax(-1, keepdim=True)).all()),
+         "you measure each row against its own largest logit. The limit is one for all rows: a "
+         "share of the largest |logit| of theirs."),
+        (lambda a, b, tol: bool((a - b).abs().max() <= tol * max(a.max(), b.abs().max())),
+         "an infinite logit of ours passes: it makes your limit infinite. Take the limit from "
+         "theirs alone."),
         (lambda a, b, tol: bool((a - b).max() <= tol * b.abs().max()),
          "logits of ours that are far too small are not noticed: take the absolute value of the "
          "difference."),
         (lambda a, b, tol: bool((a - b).abs().mean() <= tol * b.abs().max()),
          "you take the mean of the differences. One wrong logit among thousands is lost in it: "
          "every one has to be within the tolerance."),
-        (lambda a, b, tol: bool((a - b).mean().abs() <= tol * b.abs().max()),
-         "you take the mean of the differences, with their signs: one too large and one too small "
-         "cancel."),
         (lambda a, b, tol: _all_within(a - b, tol),
          "the tolerance is a share of the largest logit, and you use it as a difference. Logits a "
          "hundred times larger have rounding errors a hundred times larger."),
@@ -380,9 +582,6 @@ same_logits = Exercise(
         (lambda a, b, tol: _all_within(a - b, tol * a.abs().max()),
          "you measure against the largest |logit| of ours. If ours is wrong, so is the limit: take "
          "theirs."),
-        (lambda a, b, tol: bool((a - b).norm() <= tol * b.norm()),
-         "you compare the length of all differences with the length of all logits. One wrong logit "
-         "among thousands is lost in it: every one has to be within the tolerance."),
         (lambda a, b, tol: torch.equal(a, b),
          "you ask for equal bits. That is the best result, but two right implementations may round "
          "differently: allow the tolerance."),
@@ -390,208 +589,144 @@ same_logits = Exercise(
          "the tolerance is typed in, 1e-5. Use the argument."),
     ],
     properties=[
-        (answer_property(lambda answer, ours, theirs, tolerance: answer(
+        (_numbers_only(lambda answer, ours, theirs, tolerance: answer(
             theirs, theirs.clone(), tolerance)),
          "there are equal logits that are not accepted. What is your limit where all logits are "
          "negative?"),
-        (answer_property(_one_wrong_is_noticed),
+        (_numbers_only(_one_wrong_is_noticed),
          "there is a logit that may be off by one and a half times the limit, too large or too "
          "small. Every single one has to be within it."),
-        (answer_property(_tolerance_is_used),
+        (_numbers_only(_tolerance_is_used),
          "the tolerance does not have the right effect: with all logits off by a tenth of the "
          "largest |logit|, the answer should be True for 0.15 and False for 0.06."),
-        (answer_property(_size_does_not_matter),
+        (_numbers_only(_size_does_not_matter),
          "your limit is not a share of the largest |logit|: with all logits off by half the limit, "
          "the answer changes when ours and theirs are multiplied by the same number."),
     ],
+    hints=(
+        "Three steps: all differences, the one limit, the question whether every difference is "
+        "within it.",
+        "A comparison with NaN is false, whichever way round: `nan > 1` and `nan <= 1` both. Ask "
+        "the question so that false means \"not the same\".",
+    ),
 )  # fmt: skip
 
 
-# --- The number of layers -------------------------------------------------------------------------
+# --- All eight together ---------------------------------------------------------------------------
 
 
-def _names_cases():
-    cases = {}
-    for L, step in ((1, 5), (3, 7), (10, 7), (12, 11), (32, 13), (126, 11)):
-        names = list(weight_shapes(replace(SMALL, n_layers=L)))
-        mixed = [names[(i + 4) * step % len(names)] for i in range(len(names))]
-        cases[f"the {len(names)} names of a model with L = {L}"] = (mixed,)
-    return cases
+def model(**own):
+    """Put the reader's functions together, run PROMPT and STORY on the tiny model, print a verdict.
+
+    Their names are merge, rms_norm, rotate, attend, attention, feed_forward, block and forward, as
+    in their exercises; the package lends those that are missing. Each function has to pass its
+    exercise, then to give every logit alone among the package's, then together with the others.
+
+    Raises: InputError, for another name.
+    """
+    for name in own:
+        require(name in CORE, f"check.model has no {name!r}; its names are {', '.join(CORE)}.")
+    said = _fault(own)
+    if said is None:
+        runs, decode = _expected().values(), load("tiny").tokenizer.decode
+        first, second = (repr(decode([logits[-1].argmax()])) for _, logits in runs)
+        said = f"Right: all {sum(logits.numel() for _, logits in runs):,} logits are the same.\n"
+        said += f"After the prompt comes {first}, after the story {second}."
+        lent = ", ".join(name for name in CORE if name not in own)
+        said += f"\nYours: {', '.join(own)}." if own else ""
+        said += f"\nLent by the package: {lent if own else 'all eight functions'}." if lent else ""
+    for line in said.splitlines():
+        print(textwrap.fill(line, 80))
 
 
-def _numbers(names):
-    return [name.split(".")[1] for name in names if name.startswith("layers.")]
+def _fault(own):
+    """{name: function} -> which of them is at fault and why, None if every logit is right."""
+    for name, function in own.items():
+        exercise = _exercise(name)
+        verdict = exercise.verdict(function)
+        if not verdict.startswith("Right"):
+            said = verdict.removeprefix("Not yet: ")
+            return f"Not yet: the fault is in `{name}`, exercise {exercise.number}:\n{said}"
+    for name, function in own.items():
+        if fault := _difference({name: function}):
+            return f"Not yet: `{name}` passes its own exercise, but in the model {fault}"
+    fault = _difference(own)
+    return fault and f"Not yet: each of them runs in the model, but not all together: {fault}"
 
 
-def _layers(names):
-    return 1 + max(map(int, _numbers(names)))
+def _exercise(name):
+    return vars(import_module(f"{__package__}.{CORE[name]}"))[name]
 
 
-def _order_is_free(answer, names):
-    with contextlib.suppress(Exception):  # an error in another order is a dependence too
-        orders = sorted(names), sorted(names, reverse=True), names[::-1]
-        return all(answer(order) == answer(names) for order in orders)
-    return False
+def _difference(own):
+    """Where the model with these functions differs from the package's, None if it does not."""
+    weights, config, tokenizer = load("tiny", dtype=torch.float32)
+    f, expected = _put_together(own), _expected()
+    try:
+        with time_limit(4 * SECONDS):
+            for name, text in TEXTS.items():
+                pieces = (piece.encode() for piece in regex.findall(SPLIT_PATTERN, text))
+                parts = [part for piece in pieces for part in f.merge(piece, tokenizer.ranks)]
+                ids = [tokenizer.bos_id, *(tokenizer.ranks[part] for part in parts)]
+                if fault := difference(ids, expected[name][0]):
+                    return f"the {name}'s ids differ: {fault}"
+                logits = f.forward(weights, torch.tensor(ids), config)
+                if fault := difference(logits, expected[name][1]):
+                    return f"the {name}'s logits differ: {fault}"
+    except TimeoutError:
+        return f"it was still running after {4 * SECONDS:g} seconds."
+    except Exception as error:  # whatever the reader's code raises is to be told
+        return f"it raised {type(error).__name__}: {first_line(error)}"
+    return None
 
 
-def _one_more_layer_counts(answer, names):
-    first = [name for name in names if name.startswith("layers.0.")]
-    more = [name.replace("layers.0.", f"layers.{_layers(names)}.") for name in first]
-    return answer(names + more) == answer(names) + 1
+@functools.cache
+def _expected():
+    """{name of a text: (ids, logits [T, V])}, from the package's model."""
+    weights, config, tokenizer = load("tiny", dtype=torch.float32)
+    ids = {name: tokenizer.encode(text) for name, text in TEXTS.items()}
+    return {name: (each, core.forward(weights, torch.tensor(each), config))
+            for name, each in ids.items()}  # fmt: skip
 
 
-n_layers = Exercise(
-    "The names of a checkpoint's tensors, in any order -> L, the number of layers.",
-    right=_layers,
-    cases=_names_cases,
-    mistakes=[
-        (lambda names: _layers(names) - 1,
-         "one too few: layers count from 0, so the last of 32 is layer 31."),
-        (lambda names: 1 + int(max(_numbers(names))),
-         "you get 10 for a model of 32 layers: as text, or by its first digit, 9 is the largest. "
-         "Take the whole number between the dots, as an int."),
-        (lambda names: 1 + max(int(number[0]) for number in _numbers(names)),
-         "you get 10 for a model of 32 layers: by its first digit, 9 is the largest. Take the "
-         "whole number between the dots."),
-        (lambda names: len({name.split(".")[1] for name in names}),
-         "one too many: you counted what comes after the first dot in all names, and in the three "
-         "outside the layers that is `weight`."),
-        (lambda names: len(_numbers(names)),
-         "you counted the tensors of all layers. Each layer has nine."),
-        (len,
-         "you counted all tensors. Only those whose name begins with `layers.` belong to a layer, "
-         "and each layer has nine."),
-        (lambda names: sum("norm" in name for name in names),
-         "you counted the norms: each layer has two, and `norm.weight` comes after the last."),
-    ],
-    properties=[
-        (answer_property(_order_is_free),
-         "your result depends on the order of the names. They may come in any order."),
-        (answer_property(_one_more_layer_counts),
-         "with the nine names of one more layer your result does not grow by 1. Which number is in "
-         "the name, and is it taken as a number?"),
-        (of_each(lambda found, names: found == int(found) and 0 < found <= len(names) / 9),
-         "there are more layers in your result than the names can be of: each layer has nine."),
-    ],
-)  # fmt: skip
+def _put_together(own):
+    """The eight functions by name: the reader's, and ours in place of those that are missing.
+
+    Ours call the reader's. Of the reader's these are copies, which find the other seven under the
+    names of the notebooks, `my_attend` and so on; whatever else they call stays as it is.
+    """
+    f, spaces = SimpleNamespace(), {}
+    ours = {"attention": _attention(f), "block": _layer(f=f), "forward": _whole(f)}
+    vars(f).update({name: _exercise(name).right for name in CORE} | ours | own)
+    for name, function in own.items():
+        if isinstance(function, FunctionType):  # not a class's object, for example
+            spaces[name] = dict(function.__globals__)
+            more = name, function.__defaults__, function.__closure__
+            copied = FunctionType(function.__code__, spaces[name], *more)
+            copied.__kwdefaults__ = function.__kwdefaults__
+            setattr(f, name, copied)
+    for name, space in spaces.items():
+        space.update({f"my_{other}": each for other, each in vars(f).items() if other != name})
+    return f
 
 
-# --- Attention's FLOPs ----------------------------------------------------------------------------
+def _attention(f):
+    """The attention of all heads, from `rotate` and the one-headed `attend` of f."""
 
+    def answer(x, weights, rotations, mask, config):
+        H, G = config.head_dim, config.n_heads // config.n_kv_heads
+        query, key, value = (
+            core.linear(x, weights[f"attention.w{name}.weight"]).unflatten(-1, (-1, H))
+            for name in "qkv"
+        )
+        keys, values = (
+            each.repeat_interleave(G, dim=-2) for each in (f.rotate(key, rotations), value)
+        )
+        heads = (each.transpose(-3, -2) for each in (f.rotate(query, rotations), keys, values))
+        outputs = f.attend(*heads, mask).transpose(-3, -2).flatten(-2)
+        return core.linear(outputs, weights["attention.wo.weight"])
 
-def _configs_cases():
-    configs = (
-        TINY,  # here, as in Llama-3-8B, the two parts are equal at some T
-        SMALL,
-        Config(84, 5, 6, 3, 557, 19, 1e-5, 500000.0, 0.85),
-        Config(48, 2, 4, 1, 1012, 11, 1e-5, 500000.0),  # here as well
-        Config(48, 4, 4, 4, 299, 5, 1e-5, 500000.0),
-    )
-    return {", ".join(f"{letter} {c.sizes[letter]}" for letter in "VLDNKHF"): (c,) for c in configs}
-
-
-def _weights_per_token(c, without=("tok_embeddings",)):
-    shapes = weight_shapes(c).items()
-    return sum(math.prod(s) for n, s in shapes if len(s) == 2 and not n.startswith(without))
-
-
-def _products(c, heads=None, layers=None):
-    return 2 * (layers or c.n_layers) * (heads or c.n_heads) * c.head_dim
-
-
-def _above(weights, products):
-    """The smallest T with T * weights < T^2 * products."""
-    return weights // products + 1
-
-
-def _crossing(c):
-    return _above(_weights_per_token(c), _products(c))
-
-
-def _norm_weights(c):
-    return (2 * c.n_layers + 1) * c.dim
-
-
-def _one_layer(c):
-    return _weights_per_token(replace(c, n_layers=1))
-
-
-def _two_matrices(c):
-    return _weights_per_token(c) - c.n_layers * c.dim * c.ffn_dim
-
-
-def _ungrouped(c):
-    return _weights_per_token(replace(c, n_kv_heads=c.n_heads))
-
-
-def _grows_by(change, by):
-    """With another config T is larger by a whole number, whatever remains of the division."""
-    return answer_property(lambda answer, c: answer(change(c)) == answer(c) + by(c))
-
-
-crossing = Exercise(
-    "Config -> the smallest T for which attention's two products (queries with keys, probabilities "
-    "with values) take more FLOPs in one pass over T tokens than all products with weights.",
-    right=_crossing,
-    cases=_configs_cases,
-    mistakes=[
-        (lambda c: _above(_weights_per_token(c, ()), _products(c)),
-         "you count the embedding table. A row of it is looked up: no multiplication."),
-        (lambda c: _above(c.n_parameters, _products(c)),
-         "you count all parameters. A row of the embedding table is looked up, which is no "
-         "multiplication, and equation 7.8 leaves the norms out."),
-        (lambda c: _above(_weights_per_token(c) + _norm_weights(c), _products(c)),
-         "you count the norms. Equation 7.8 leaves them out: they are no matrices."),
-        (lambda c: _above(_one_layer(c), _products(c)),
-         "the layers' matrices are counted once. There are L layers."),
-        (lambda c: _above(_two_matrices(c), _products(c)),
-         "the feed-forward part has three matrices of D times F, not two."),
-        (lambda c: _above(_weights_per_token(c), _products(c, heads=1)),
-         "attention's products are counted for one head. There are N."),
-        (lambda c: _above(_weights_per_token(c, ("tok_embeddings", "output")), _products(c)),
-         "the output matrix is missing: it is multiplied with every row, like the others."),
-        (lambda c: _above(_weights_per_token(c), _products(c) // 2),
-         "twice too many: attention has two products, queries with keys and probabilities with "
-         "values; and what the mask hides is computed all the same."),
-        (lambda c: _above(_weights_per_token(c), 2 * _products(c)),
-         "twice too few: a product with weights takes two operations for each of them, a "
-         "multiplication and an addition, as attention's products do."),
-        (lambda c: _above(_weights_per_token(c), _products(c, layers=1)),
-         "attention happens in every layer: the factor L is missing there."),
-        (lambda c: _above(_weights_per_token(c), _products(c, heads=c.n_kv_heads)),
-         "you count K heads in attention. Key/value heads are shared, but each of the N query "
-         "heads has its own scores."),
-        (lambda c: _above(_ungrouped(c), _products(c)),
-         "wk and wv are counted as large as wq. They have K heads, not N."),
-        (lambda c: _crossing(c) - 1,
-         "one too few: at this T attention does not yet take more."),
-        (lambda c: -(-_weights_per_token(c) // _products(c)),
-         "right unless the division comes out even, as it does for Llama-3-8B: then the two are "
-         "equal at this T, and attention does not yet take more."),
-        (lambda c: _weights_per_token(c) / _products(c),
-         "this is where the two are equal. The question is for the next whole number above it."),
-    ],
-    properties=[
-        (of_each(lambda found, c: found == int(found)),
-         "T is a whole number of tokens."),
-        (_grows_by(lambda c: replace(c, vocab_size=c.vocab_size + 200 * c.n_layers),
-                   lambda c: 100),
-         "the tables are not counted right, or not compared with the right thing: with 200 L more "
-         "tokens in the vocabulary T should grow by 100. Only the output matrix, [V, D], is "
-         "multiplied."),
-        (_grows_by(lambda c: replace(c, multiple_of=3 * c.ffn_dim), lambda c: 3 * c.ffn_dim),
-         "the feed-forward part is not counted right: with three times the F, T should grow by "
-         "3 F. There are three matrices of D times F in every layer."),
-        (_grows_by(lambda c: replace(c, n_kv_heads=c.n_heads),
-                   lambda c: (c.n_heads - c.n_kv_heads) * c.head_dim),
-         "wk and wv are not counted right: both are [K*H, D], so with K = N, T should grow by "
-         "(N - K) H."),
-        (_grows_by(lambda c: replace(c, n_layers=3 * c.n_layers, vocab_size=3 * c.vocab_size),
-                   lambda c: 0),
-         "L is not used right: with three times the layers and three times the vocabulary both "
-         "parts are three times as large, and T should stay the same."),
-    ],
-)  # fmt: skip
+    return answer
 
 
 case, hint, lent, progress, status = desk(globals())

@@ -4,24 +4,70 @@ import math
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from llama3_scratch.model import attention, feed_forward, rms_norm
+from llama3_scratch import model
+from llama3_scratch.model import attention, feed_forward, layer, rms_norm
 
 
 def size_1(x, c, w=1.0):
     return w * x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt()
 
 
-def post_norm(x, w, r, m, c, first="attention", second="ffn", eps=None):
-    for part, name in ((attention, first), (feed_forward, second)):
-        change = part(x, w, r, m, c) if part is attention else part(x, w)
-        x = rms_norm(x + change, w[f"{name}_norm.weight"], eps or c.norm_eps)
+def one_layer(x, w, r, m, c, eps=None, first="attention", second="ffn", scale=1.0):
+    for part, name in (("attention", first), ("feed_forward", second)):
+        rows = rms_norm(x, w[f"{name}_norm.weight"], eps or c.norm_eps)
+        more = (rows, w, r, m, c) if part == "attention" else (rows, w)
+        x = x + scale * vars(model)[part](*more)
     return x
 
 
+def longhand(x, w, r, m, c):
+    """Nothing but torch, a loop over the heads."""
+    H, G = c.head_dim, c.n_heads // c.n_kv_heads
+    rows, outputs = rms_norm(x, w["attention_norm.weight"], c.norm_eps), []
+    q, k, v = (rows @ w[f"attention.w{name}.weight"].T for name in "qkv")
+    for n in range(c.n_heads):
+        one, two = (
+            torch.view_as_real(torch.view_as_complex(
+                y[..., i * H : (i + 1) * H].float().unflatten(-1, (-1, 2))) * r).flatten(-2)
+            for y, i in ((q, n), (k, n // G))
+        )  # fmt: skip
+        shares = (one @ two.mT / math.sqrt(H) + m).softmax(-1)
+        outputs.append(shares.to(x.dtype) @ v[..., n // G * H : (n // G + 1) * H])
+    x = x + torch.cat(outputs, -1) @ w["attention.wo.weight"].T
+    rows = rms_norm(x, w["ffn_norm.weight"], c.norm_eps)
+    w1, w2, w3 = (w[f"feed_forward.w{i}.weight"].T for i in (1, 2, 3))
+    return x + (functional.silu(rows @ w1) * (rows @ w3)) @ w2
+
+
 def in_place(x, w, r, m, c):
-    x += attention(x, w, r, m, c)
-    return post_norm(x, w, r, m, c)
+    x += attention(rms_norm(x, w["attention_norm.weight"], c.norm_eps), w, r, m, c)
+    return x + feed_forward(rms_norm(x, w["ffn_norm.weight"], c.norm_eps), w)
+
+
+def parallel(x, w, r, m, c):
+    """GPT-J's layer: both parts read the same rows."""
+    rows = rms_norm(x, w["attention_norm.weight"], c.norm_eps)
+    return x + attention(rows, w, r, m, c) + feed_forward(rows, w)
+
+
+def whole(w, ids, c, one=one_layer, T=None, last="norm.weight", layers=None, start=0):
+    T = T or ids.shape[-1]
+    turns = model.rotations_at(start + torch.arange(T), c)
+    future = torch.full((T, T), -math.inf).triu(1)
+    x = functional.embedding(ids, w["tok_embeddings.weight"])
+    for i in range(layers or c.n_layers):
+        x = one(x, layer(w, i), turns, future, c)
+    return functional.linear(rms_norm(x, w[last], c.norm_eps), w["output.weight"]).float()
+
+
+def shares(parts, w, token, other, c):
+    """By taking each part out of a product that is linear once the size is fixed."""
+    stream = parts.sum(0)
+    size = float((stream @ stream / len(stream) + c.norm_eps) ** 0.5)
+    rows = (parts * w["norm.weight"] / size) @ w["output.weight"].T
+    return rows[:, token] - rows[:, other]
 
 
 def last_disagreement(tops):
@@ -45,33 +91,21 @@ def same(ours, theirs, tolerance):
     return (ours - theirs).abs().max() / theirs.abs().max() <= tolerance
 
 
-def layers(names):
-    return len({name.split(".")[1] for name in names if name.startswith("layers.")})
-
-
-def flops(c, T, output=1, layers=None, products=2, F=None):
-    V, L, D, N, K, H = (c.sizes[letter] for letter in "VLDNKH")
-    one = 2 * N * H * D + 2 * K * H * D + 3 * D * (F or c.ffn_dim)
-    return 2 * T * (L * one + output * V * D), (layers or L) * 2 * products * T * T * N * H
-
-
-def crossing(c, **changed):
-    T = 1
-    while flops(c, T, **changed)[1] <= flops(c, T, **changed)[0]:
-        T += 1
-    return T
-
-
-def ratio(c, **changed):
-    return flops(c, 1, **changed)[0] / flops(c, 1, **changed)[1]
-
-
 RIGHT = {
-    "e07_loop.post_norm_block": [
-        post_norm,
-        lambda x, w, r, m, c: size_1((y := size_1(
-            attention(x, w, r, m, c) + x, c, w["attention_norm.weight"])) + feed_forward(y, w),
-            c, w["ffn_norm.weight"]),
+    "e07_loop.block": [
+        one_layer,
+        longhand,
+        lambda x, w, r, m, c: torch.stack([one_layer(row, w, r, m, c) for row in x])
+        if x.dim() == 3 else one_layer(x, w, r, m, c),
+    ],
+    "e07_loop.forward": [
+        whole,
+        lambda w, ids, c: whole(w, ids, c, longhand),
+        lambda w, ids, c: whole(w, ids, c, start=1),  # only distances matter
+    ],
+    "e07_loop.attribute": [
+        shares,
+        lambda *case: [float(x) for x in shares(*case)],
     ],
     "e07_loop.settled": [
         last_disagreement,
@@ -81,28 +115,44 @@ RIGHT = {
     ],
     "e07_loop.same_logits": [
         same,
-        lambda a, b, t: np.allclose(a, b, rtol=0, atol=float(t * b.abs().max())),
+        lambda a, b, t: np.abs((a - b).numpy()).max() <= float(t * b.abs().max()),
         lambda a, b, t: all(abs(x) <= t * b.abs().max().item() for row in a - b for x in row),
     ],
-    "e07_loop.n_layers": [layers, lambda names: sum("wq" in n for n in names),
-                          lambda names: np.int64((len(names) - 3) // 9)],
-    "e07_loop.crossing": [crossing, lambda c: math.floor(ratio(c)) + 1],
 }  # fmt: skip
 OTHERS = {  # after a bare comment: two mistakes at once
-    "e07_loop.post_norm_block": [
+    "e07_loop.block": [
         (in_place, "it changes its arguments"),
-        (lambda x, w, r, m, c: w["wq"], "and layer A it raised KeyError"),
-        (lambda x, w, r, m, c: post_norm(x, w, r, m, c)[-1], "the shape is [4], expected [2, 4]"),
-        (lambda *case: post_norm(*case, eps=1e-9), "use `config.norm_eps`"),
-        (lambda x, w, r, m, c: post_norm(x, w, r, m.clamp(0), c), "the first half is not right"),
-        (lambda x, w, r, m, c: size_1((y := rms_norm(
-            x + attention(x, w, r, m, c), w["attention_norm.weight"], c.norm_eps))
-            + 2 * feed_forward(y, w), c, w["ffn_norm.weight"]), "the second half is not right"),
+        (lambda x, w, r, m, c: w["wq"], "it raised KeyError"),
+        (lambda x, w, r, m, c: one_layer(x, w, r, m, c)[-1], "the shape is [4], expected [2, 4]"),
+        (lambda *case: one_layer(*case, eps=1e-9), "use `config.norm_eps`"),
+        (lambda *case: one_layer(*case, first="ffn"), "the first half is not right"),
+        (lambda x, w, r, m, c: one_layer(x, w, r, m.clamp(0), c), "the first half is not right"),
+        (parallel, "the second half is not right"),
+        (lambda *case: one_layer(*case).float(), "expected 'torch.bfloat16'"),
         #
-        (lambda *case: post_norm(*case, "ffn", eps=1e-5), "should go through the two norms"),
-        (lambda x, w, r, m, c: x, "the last step is not the second norm"),
-        (lambda *case: post_norm(*case, "ffn", "ffn") + case[0], "the last step is not"),
-        (lambda x, w, r, m, c: post_norm(size_1(x, c), w, r, m.clamp(0), c, "ffn"), "two norms"),
+        (lambda *case: size_1(one_layer(*case, first="ffn"), case[4]), "come out as it went in"),
+        (lambda x, w, r, m, c: 2 * one_layer(x, w, r, m, c), "come out as it went in"),
+        (lambda *case: one_layer(*case, scale=0.5), "the first half is not right"),
+    ],
+    "e07_loop.forward": [
+        (lambda w, ids, c: whole(w, ids, c)[-1], "the shape is [5], expected [3, 5]"),
+        (lambda w, ids, c: whole(w, ids, c, T=len(ids)), "two texts at once it raised"),
+        (lambda w, ids, c: whole(w, ids, c, last="ffn_norm.weight"), "it raised KeyError"),
+        (lambda w, ids, c: whole(w, ids, c).argmax(-1), "the shape is [3], expected [3, 5]"),
+        (lambda w, ids, c: functional.linear(whole(w, ids, c), w["output.weight"]), "raised"),
+        #
+        (lambda w, ids, c: whole(w, ids, c, lambda x, *more: parallel(x, *more)), "the value is"),
+        (lambda *case: whole(*case, lambda x, w, r, m, c: one_layer(x, w, r, m.triu(2), c)),
+         "another last token changes the logits"),
+    ],
+    "e07_loop.attribute": [
+        (lambda *case: shares(*case).sum(), "the shape is [], expected [3]"),
+        (lambda parts, w, t, o, c: parts @ w["output.weight"][t], "do not add up"),
+        (lambda *case: shares(*case)[:-1], "the shape is [2], expected [3]"),
+        (lambda parts, w, t, o, c: shares(parts, w, t, o, c).mean().expand(len(parts)), "are cut"),
+        (lambda *case: shares(*case).abs(), "do not add up"),
+        #
+        (lambda parts, w, t, o, c: size_1(parts, c) @ w["output.weight"][t], "do not add up"),
     ],
     "e07_loop.settled": [
         (lambda tops: last_disagreement(tops.T), "the shape is [4], expected [5]"),
@@ -121,27 +171,13 @@ OTHERS = {  # after a bare comment: two mistakes at once
         (lambda a, b, t: ((a - b).abs() <= t * b.abs().mean()).all(), "not have the right effect"),
         (lambda a, b, t: same(a, b, 2 * t), "one and a half times"),
         (lambda a, b, t: torch.allclose(a, b, rtol=t), "against its own logit"),
+        (lambda a, b, t: np.allclose(a, b, 0, float(t * b.nan_to_num().abs().max()), True),
+         "NaN in both"),
+        (lambda a, b, t: all(same(x, y, t) for x, y in zip(a, b, strict=True)), "each row"),
+        (lambda a, b, t: bool((a - b).abs().max() <= t * a.max()), "all logits are negative"),
         #
         (lambda a, b, t: bool((a - b)[-1].max() <= t * b.max()), "where all logits are negative"),
         (lambda a, b, t: not ((a - b).abs() > 1e-4).any(), "one and a half times"),
         (lambda a, b, t: bool((a != b).sum() == 0 and t > 1e-4), "equal logits that are"),
-    ],
-    "e07_loop.n_layers": [
-        (lambda names: int(names[-3].split(".")[1]) + 1, "on the order of the names"),
-        (lambda names: 32, "does not grow by 1"),
-        (lambda names: len(names) // 9 + 1, "one too many"),
-        #
-        (lambda names: max(name.split(".")[1] for name in sorted(names)[:-2]), "of type str"),
-        (lambda names: int(max(n.split(".")[1][0] for n in names if "layers" in n)), "grow by 1"),
-        (lambda names: layers(names) + 3, "than the names can be of"),
-    ],
-    "e07_loop.crossing": [
-        (lambda c: 17, "the tables are not counted right"),
-        (lambda c: crossing(c, F=4 * c.dim), "the feed-forward part is not counted right"),
-        (lambda c: math.ceil(ratio(c)), "division comes out even"),
-        #
-        (lambda c: crossing(c, output=2, products=1), "the tables are not counted right"),
-        (lambda c: crossing(c, layers=1, products=1), "are not counted right"),
-        (lambda c: ratio(c, output=0), "a whole number of tokens"),
     ],
 }  # fmt: skip
