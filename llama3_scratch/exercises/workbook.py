@@ -62,7 +62,7 @@ def keep(exercise, answer):
         verdict = exercise.verdict(alone)
         if not verdict.startswith("Right"):
             print(
-                f"But not without this notebook: put its imports and helpers inside it. {verdict}"
+                f"But not without this notebook: put imports and helpers inside it. {verdict}"
             )
             return
         kept[exercise.key] = source
