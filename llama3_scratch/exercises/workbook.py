@@ -61,9 +61,7 @@ def keep(exercise, answer):
         alone = _space(kept | {exercise.key: source})[f"my_{exercise.name}"]
         verdict = exercise.verdict(alone)
         if not verdict.startswith("Right"):
-            print(
-                f"But not without this notebook: put imports and helpers inside it. {verdict}"
-            )
+            print(f"But not without this notebook: put imports and helpers inside it. {verdict}")
             return
         kept[exercise.key] = source
     else:
@@ -105,7 +103,7 @@ def progress():
         return
     kept = _kept(Path(FILE))
     for module in _modules():
-        keys = [each.key for each in vars(module).values() if hasattr(each, "key")]
+        keys = [each.key for each in vars(module).values() if getattr(each, "key", "")]
         marks = "".join("●" if key in kept else "○" for key in keys)
         print(f"{module.__name__.rpartition('.e')[2][:2]}  {marks}")
 
