@@ -9,12 +9,6 @@ from torch.nn import functional
 from llama3_scratch.model import rotate
 
 
-def made(x, weights, config):
-    """Queries, keys and values, by views in place of `unflatten`."""
-    shaped = (*x.shape[:-1], -1, config.dim // config.n_heads)
-    return [(x @ weights[f"attention.w{w}.weight"].T).view(shaped) for w in "qkv"]
-
-
 def one_head_after_another(x, weights, rotations, mask, c, dealt=False, wide=False):
     """The sum of what the heads write, each computed from its own rows of the matrices."""
     H, change = c.dim // c.n_heads, torch.zeros_like(x)
@@ -32,36 +26,17 @@ def one_head_after_another(x, weights, rotations, mask, c, dealt=False, wide=Fal
 
 def by_torch(x, weights, rotations, mask, c, gives="change", values=lambda v, rotations: v):
     """PyTorch's own function; `gives` and `values` break it."""
-    query, key, value = made(x, weights, c)
+    shaped = (*x.shape[:-1], -1, c.dim // c.n_heads)
+    query, key, value = ((x @ weights[f"attention.w{w}.weight"].T).view(shaped) for w in "qkv")
     query, key = rotate(query, rotations), rotate(key, rotations)
     first = (a.transpose(-2, -3) for a in (query, key, values(value, rotations)))
     o = functional.scaled_dot_product_attention(*first, mask.to(x.dtype), enable_gqa=True)
-    if gives == "heads":
-        return o.transpose(-2, -3)
     merged = o.contiguous().view(x.shape) if gives == "leak" else o.transpose(-2, -3).flatten(-2)
     return merged if gives == "merged" else merged @ weights["attention.wo.weight"].T
 
 
-def by_einsum(x, weights, rotations, mask, c, dealt=False, hidden=1):
-    """Groups as a dimension of their own; `dealt` and `hidden` break it."""
-    query, key, value = made(x, weights, c)
-    query, key = rotate(query, rotations), rotate(key, rotations)
-    K, G = c.n_kv_heads, c.n_heads // c.n_kv_heads
-    groups = query.unflatten(-2, (G, K)).transpose(-2, -3) if dealt else query.unflatten(-2, (K, G))
-    scores = torch.einsum("...tkgh,...skh->...kgts", groups, key) / groups.shape[-1] ** 0.5
-    probabilities = (scores + mask.type_as(x) if hidden else scores).softmax(-1)
-    heads = torch.einsum("...kgts,...skh->...tkgh", probabilities, value)
-    merged = (heads.transpose(-2, -3) if dealt else heads).flatten(-3)
-    return merged @ weights["attention.wo.weight"].T
-
-
 def by_rows(o, wo):
     return (o.transpose(0, 1) @ wo.view(*o.shape[1:], -1)).transpose(0, 1)
-
-
-def parts(heads, n):
-    """The heads in lists of n each."""
-    return [heads[i : i + n] for i in range(0, len(heads), n)]
 
 
 def room(c, memory, size, weights=1, kept=None):
@@ -76,7 +51,7 @@ def exact_room(c, memory, size):
 
 
 RIGHT = {
-    "e05_grouped_query.attention": [one_head_after_another, by_torch, by_einsum],
+    "e05_grouped_query.attention": [one_head_after_another, by_torch],
     "e05_grouped_query.head_writes": [
         lambda o, wo: torch.stack(
             [h @ w.T for h, w in zip(o.unbind(1), wo.chunk(o.shape[1], 1), strict=True)], 1),
@@ -87,39 +62,25 @@ RIGHT = {
         lambda c, memory, size: math.floor(exact_room(c, memory, size)),
     ],
     "e05_grouped_query.pool_heads": [
-        lambda w, K, J: torch.cat([torch.stack(p).mean(0) for p in parts(w.chunk(K), K // J)]),
-        lambda w, K, J: torch.cat([sum(p) / len(p) for p in parts(w.double().chunk(K), K // J)]),
+        lambda w, K, J: torch.cat(
+            [torch.stack(w.chunk(K)[i : i + K // J]).mean(0) for i in range(0, K, K // J)]),
     ],
 }  # fmt: skip
 OTHERS = {  # after a bare comment: two mistakes at once
     "e05_grouped_query.attention": [
-        (partial(one_head_after_another, dealt=True), "keys and values are tiled"),
-        (partial(one_head_after_another, wide=True), "the square root of D"),
-        (partial(by_einsum, dealt=True), "keys and values are tiled"),
-        (partial(by_einsum, hidden=0), "the mask is not used"),
-        (partial(by_torch, gives="leak"), "put together in the wrong order"),
-        (partial(by_torch, gives="merged"), "wo is missing"),
-        (partial(by_torch, values=rotate), "the values are rotated too"),
-        (partial(by_torch, gives="heads"), "the shape is [2, 2, 2], expected [2, 4]"),
         (lambda x, *others: by_torch(x, *others).float(), "expected torch.bfloat16"),
-        (lambda x, w, r, m, c: by_torch(x, w, r[:1].expand_as(r), m, c), "nothing is rotated"),
         #
         (lambda x, *others: x + by_torch(x, *others, gives="merged"), "with wo all zeros"),
         (partial(by_torch, gives="leak", values=rotate), "the future is visible"),
         (partial(one_head_after_another, dealt=True, wide=True), "not at the scores"),
-        (lambda x, w, r, m, c: by_einsum(x, w, r**2, m, c, hidden=0), "the future is visible"),
     ],
     "e05_grouped_query.head_writes": [
-        (lambda o, wo: [*o.transpose(0, 1) @ wo.view(len(wo), *o.shape[1:]).permute(1, 2, 0)],
-         "expected a tensor"),
-        (by_rows, "blocks of rows"),
         (lambda o, wo: (o.flatten(1)[:, None] * wo).unflatten(2, o.shape[1:]), "the shape is"),
         #
         (lambda o, wo: by_rows(o.flip(1), wo), "do not add up"),
         (lambda o, wo: by_rows(o, wo.T).flip(1), "another head writes something"),
     ],
     "e05_grouped_query.cache_room": [
-        (lambda c, memory, size: room(c, memory - 1, size), "what the weights take is not right"),
         (lambda c, memory, size: room(c, memory, size) + 3, "or something is added"),
         (lambda c, memory, size: round(exact_room(c, memory, size)), "to the nearest"),
         (lambda c, memory, size: math.ceil(exact_room(c, memory, size)), "rounded up"),
@@ -127,15 +88,10 @@ OTHERS = {  # after a bare comment: two mistakes at once
         (lambda c, memory, size: room(c, memory, size, kept=8), "what one token takes"),
         #
         (lambda c, memory, size: room(c, memory, size, 0, c.n_heads), "what one token takes"),
-        (lambda c, memory, size: room(c, memory, size, 0.5) // 1.0 + 2, "what the weights take"),
-        (lambda c, memory, size: memory / size / c.n_layers / c.dim, "round down"),
     ],
     "e05_grouped_query.pool_heads": [
-        (lambda w, K, J: sum(w.chunk(K // J)) / (K // J), "every J-th head"),
         (lambda w, K, J: w.unflatten(0, (K, -1)).mean(0).repeat(J, 1), "K/J heads of each group"),
         #
-        (lambda w, K, J: sum(w.chunk(K // J)), "Is it a sum"),
         (lambda w, K, J: w.unflatten(0, (-1, K // J)).sum(1), "Is it a sum"),
-        (lambda w, K, J: w[-J * (len(w) // K) :], "K/J heads of each group"),
     ],
 }  # fmt: skip
