@@ -64,8 +64,8 @@ class Effects:
         weights = {name: tensor.clone() for name, tensor in self.weights[dtype].items()}
         if not cached:
             return forward(weights, self.tokens, config)[-1]
-        memory = Cache(config, len(self.tokens) + 1, dtype=dtype)
-        return [forward(weights, token[None], config, memory) for token in self.tokens][-1][-1]
+        filled = Cache(config, len(self.tokens) + 1, dtype=dtype)
+        return [forward(weights, token[None], config, filled) for token in self.tokens][-1][-1]
 
     def of(self, module, right, wrong, arguments):
         """Return a sentence on the first of three ways to run that shows an effect, if any does."""

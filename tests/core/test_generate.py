@@ -236,16 +236,16 @@ def test_the_cache_refuses_too_many_positions():
         Cache(ODD, 8193)
     with pytest.raises(InputError, match="capacity is 0"):
         Cache(ODD, 0)
-    memory, weights = Cache(ODD, 4), make_weights(ODD)
-    forward(weights, torch.tensor([1, 2, 3]), ODD, memory)
+    filled, weights = Cache(ODD, 4), make_weights(ODD)
+    forward(weights, torch.tensor([1, 2, 3]), ODD, filled)
     with pytest.raises(InputError, match="has 4 positions: expected at least 5"):
-        forward(weights, torch.tensor([4, 5]), ODD, memory)
-    assert memory.length == 3  # unchanged: the text can continue with fewer tokens
+        forward(weights, torch.tensor([4, 5]), ODD, filled)
+    assert filled.length == 3  # unchanged: the text can continue with fewer tokens
     whole = forward(weights, torch.tensor([1, 2, 3, 4]), ODD)
-    last = forward(weights, torch.tensor([4]), ODD, memory)
+    last = forward(weights, torch.tensor([4]), ODD, filled)
     assert torch.allclose(last[-1], whole[-1], atol=1e-5)
 
 
 def test_a_cached_position_of_the_8b_takes_128_kib():
-    memory = Cache(PRESETS["Llama-3-8B"], 17, dtype=torch.bfloat16, device="meta")
-    assert (memory.keys.nbytes + memory.values.nbytes) / 17 == 128 * 1024
+    filled = Cache(PRESETS["Llama-3-8B"], 17, dtype=torch.bfloat16, device="meta")
+    assert (filled.keys.nbytes + filled.values.nbytes) / 17 == 128 * 1024

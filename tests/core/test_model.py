@@ -50,10 +50,10 @@ def test_cached_logits_equal_metas_in_every_bit(metas_transformer, name, dtype):
     config = CONFIGS[name]
     weights, tokens = make_weights(config, dtype), make_tokens(config, 60)
     reference = metas_transformer(config, weights)
-    memory, start = cache.Cache(config, 60, dtype=dtype), 0
+    filled, start = cache.Cache(config, 60, dtype=dtype), 0
     for n_tokens in (7, 1, 1, 5, *[1] * 36, 10):
         new = tokens[start : start + n_tokens]
-        logits = model.forward(weights, new, config, memory)
+        logits = model.forward(weights, new, config, filled)
         assert torch.equal(logits, reference(new[None], start)[0]), f"at position {start}"
         start += n_tokens
 
@@ -184,15 +184,15 @@ def test_linear_accepts_weights_that_are_not_tensors():
 
 
 def test_the_cache_keeps_each_heads_keys_contiguous():
-    memory = cache.Cache(ODD, 12, (2,))
-    model.forward(make_weights(ODD), make_tokens(ODD, 2, 9), ODD, memory)
+    filled = cache.Cache(ODD, 12, (2,))
+    model.forward(make_weights(ODD), make_tokens(ODD, 2, 9), ODD, filled)
     L, K, H = ODD.n_layers, ODD.n_kv_heads, ODD.head_dim
-    assert memory.keys.shape == (L, 2, K, 12, H) and memory.keys[0, 0, 0].is_contiguous()
+    assert filled.keys.shape == (L, 2, K, 12, H) and filled.keys[0, 0, 0].is_contiguous()
     new = torch.ones(2, 1, K, H)
-    keys, values = memory.layer(1).append(new, 2 * new)
+    keys, values = filled.layer(1).append(new, 2 * new)
     assert keys.shape == values.shape == (2, 10, K, H)
-    assert keys.untyped_storage().data_ptr() == memory.keys.untyped_storage().data_ptr()
-    assert torch.equal(keys[:, 9:], new) and torch.equal(memory.values[1, :, :, 9], 2 * new[:, 0])
+    assert keys.untyped_storage().data_ptr() == filled.keys.untyped_storage().data_ptr()
+    assert torch.equal(keys[:, 9:], new) and torch.equal(filled.values[1, :, :, 9], 2 * new[:, 0])
 
 
 # Properties
@@ -226,18 +226,18 @@ def test_cached_logits_agree_with_uncached_for_any_chunks(lengths, seed):
     """Within 1e-5 of the logit scale: matrices of different heights round differently."""
     weights, tokens = make_weights(ODD), make_tokens(ODD, sum(lengths), seed=seed)
     whole = model.forward(weights, tokens, ODD)
-    memory = cache.Cache(ODD, len(tokens))
-    parts = [model.forward(weights, part, ODD, memory) for part in tokens.split(lengths)]
+    filled = cache.Cache(ODD, len(tokens))
+    parts = [model.forward(weights, part, ODD, filled) for part in tokens.split(lengths)]
     close(torch.cat(parts), whole)
-    assert memory.length == len(tokens)
+    assert filled.length == len(tokens)
 
 
 def test_cached_logits_agree_with_uncached_at_every_split():
     weights, tokens = make_weights(ODD), make_tokens(ODD, 14)
     whole = model.forward(weights, tokens, ODD)
     for cut in range(1, 14):
-        memory = cache.Cache(ODD, 15)  # one position to spare
-        parts = [model.forward(weights, tokens[part], ODD, memory)
+        filled = cache.Cache(ODD, 15)  # one position to spare
+        parts = [model.forward(weights, tokens[part], ODD, filled)
                  for part in (slice(cut), slice(cut, None))]  # fmt: skip
         close(torch.cat(parts), whole)
 
@@ -247,8 +247,8 @@ def test_cached_logits_agree_with_uncached_at_every_split():
 def test_a_batch_agrees_with_a_loop(leading, n_tokens, seed):
     """Any leading dimensions, none included; within 1e-5 of the logit scale, as above."""
     weights, tokens = make_weights(ODD), make_tokens(ODD, *leading, n_tokens, seed=seed)
-    memory = cache.Cache(ODD, n_tokens, leading)
-    together = model.forward(weights, tokens, ODD, memory)
+    filled = cache.Cache(ODD, n_tokens, leading)
+    together = model.forward(weights, tokens, ODD, filled)
     assert together.shape == (*leading, n_tokens, ODD.vocab_size)
     if not leading:
         together, tokens = together[None], tokens[None]
@@ -331,10 +331,10 @@ def calls_of(function, leading, attend):
     """The recorded calls of one function in a forward pass with cache: 2 tokens, then 7 more."""
     config = replace(ODD, rope_scaling=RopeScaling(8.0))  # so that no line is left out
     weights = make_weights(config)
-    tokens, memory = make_tokens(config, *leading, 9), cache.Cache(config, 9, leading)
-    model.forward(weights, tokens[..., :2], config, memory)
+    tokens, filled = make_tokens(config, *leading, 9), cache.Cache(config, 9, leading)
+    model.forward(weights, tokens[..., :2], config, filled)
     with watch(function) as seen:
-        model.forward(weights, tokens[..., 2:], config, memory, attend)
+        model.forward(weights, tokens[..., 2:], config, filled, attend)
     return seen
 
 

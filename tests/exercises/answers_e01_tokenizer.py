@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 01, written without a look at the checkers' own."""
+"""Answers to the exercises of notebook 01, apart from the checkers' own."""
 
 
 def replayed(piece, ranks):

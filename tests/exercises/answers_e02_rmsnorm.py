@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 02, written without a look at the checkers' own."""
+"""Answers to the exercises of notebook 02, apart from the checkers' own."""
 
 import numpy as np
 import torch

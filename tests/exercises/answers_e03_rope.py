@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 03, written without a look at the checkers' own."""
+"""Answers to the exercises of notebook 03, apart from the checkers' own."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 05, written without a look at the checkers' own."""
+"""Answers to the exercises of notebook 05, apart from the checkers' own."""
 
 import math
 from functools import partial
