@@ -18,8 +18,6 @@ ROOT = Path(__file__).parents[1]
 # No two sizes are equal, so that a transposed view cannot pass: D 60, L 4, N 6, K 2, G 3, H 10,
 # P 5, F 77, V 101.
 ODD = Config(60, 4, 6, 2, 101, 7, 1e-5, 500000.0, 0.48)
-
-
 CONFIGS = {
     "odd sizes": ODD,
     "Llama's ratios": Config(192, 3, 8, 2, 512, 32, 1e-5, 500000.0, 1.3),
@@ -74,19 +72,14 @@ def corpus(n=3000, seed=0):
                 parts.append(chance.choice(traps))
             else:
                 low, high = chance.choice(blocks)
-                parts.append(
-                    "".join(chr(chance.randint(low, high)) for _ in range(chance.randrange(9)))
-                )
+                parts += (chr(chance.randint(low, high)) for _ in range(chance.randrange(9)))
             parts.append(chance.choice(["", "", " ", "  ", "\n", "\t", " \n "]))
         yield "".join(parts)
 
 
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})  # the smallest tokenizer there is
-
-
-SMALL = Config(60, 4, 6, 2, BYTES.vocab_size, 7, 1e-5, 500000.0, 0.48)
-
-
+V = BYTES.vocab_size
+SMALL = Config(60, 4, 6, 2, V, 7, 1e-5, 500000.0, 0.48)
 PTH = "consolidated.00.pth"
 
 
@@ -115,7 +108,27 @@ def with_bytes(name, change):
     return spoil
 
 
-V = BYTES.vocab_size
+def write_shards(folder, weights, n_files):
+    """Split weights by the list of names with which Meta's `reshard_mp` joins them, and save them.
+
+    A matrix that cannot be split evenly loses its last rows or columns.
+    """
+    from llama_models.checkpoint import _WEIGHT_ROW_KEY
+
+    for i in range(n_files):
+        shard = {}
+        for name, tensor in weights.items():
+            split = int(any(key in name for key in _WEIGHT_ROW_KEY))
+            whole = tensor.dim() == 1
+            part = tensor if whole else tensor.split(tensor.shape[split] // n_files, split)[i]
+            shard[name] = part.clone()
+        torch.save(shard, folder / f"consolidated.{i:02d}.pth")
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 SCALED_DOWN = {  # ratios of heads, rule of F, tying and scaling of RoPE as in the released model
@@ -124,14 +137,10 @@ SCALED_DOWN = {  # ratios of heads, rule of F, tying and scaling of RoPE as in t
     "Llama-3.2-1B": Config(112, 2, 8, 2, V, 9, 1e-5, 500000.0, 1.5, RopeScaling(32.0), True),
     "Llama-3.2-3B": Config(60, 4, 6, 2, V, 7, 1e-5, 500000.0, 1.0, RopeScaling(32.0), True),
 }
-
-
 SAMPLE = (
     "Once upon a time the answer to the ultimate question of life, the universe and everything was "
     "42. Then 1234 people asked again, and nobody knew why: the café was closed. "
 ) * 9
-
-
 HUGGING_FACES = {  # the oracle: Meta's name -> Hugging Face's
     "tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head",
     "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
@@ -187,9 +196,7 @@ def transformers_model(config, state):
     model = LlamaForCausalLM(LlamaConfig(**config_json(config))).eval()
     missing = model.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys
-    assert set(missing.missing_keys) <= {"lm_head.weight"} and (
-        config.tied_output or not missing.missing_keys
-    )
+    assert set(missing.missing_keys) <= ({"lm_head.weight"} if config.tied_output else set())
     model.tie_weights()
     return model
 

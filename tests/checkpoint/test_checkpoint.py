@@ -20,24 +20,16 @@ from helpers import (
     with_bytes,
     with_params,
     with_weights,
+    write_shards,
 )
 
-from llama3_scratch import (
-    Config,
-    InputError,
-    Tokenizer,
-    forward,
-    load,
-    model,
-    random_weights,
-    save,
-    watch,
-)
+from llama3_scratch import Config, InputError, forward, load, model, random_weights, save, watch
 from llama3_scratch.__main__ import main
 from llama3_scratch.checkpoint import huggingface, meta, source
 from llama3_scratch.checkpoint.lazy import LazyWeights
 from llama3_scratch.checkpoint.verify import check_finite
 from llama3_scratch.config import RopeScaling
+from llama3_scratch.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -47,16 +39,17 @@ def folder(tmp_path):
     return tmp_path / "small"
 
 
-def test_a_saved_checkpoint_loads_unchanged(folder):
-    assert sorted(path.name for path in folder.iterdir()) == [
-        PTH, "params.json", "tokenizer.model",
-    ]  # fmt: skip
-    weights, config, tokenizer = load(folder)
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
+def test_a_saved_checkpoint_loads_unchanged_or_cast(folder, dtype):
+    files = {path.name for path in folder.iterdir()}
+    assert files == {PTH, "params.json", "tokenizer.model"}
+    weights, config, tokenizer = load(folder, dtype)
     saved = make_weights(SMALL, torch.bfloat16)
-    assert config == SMALL and tokenizer.ranks == BYTES.ranks
-    assert list(weights) == list(saved)
-    assert all(torch.equal(weights[name], saved[name]) for name in saved)
-    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert config == SMALL and tokenizer.ranks == BYTES.ranks and list(weights) == list(saved)
+    for name in saved:
+        assert weights[name].dtype == (dtype or torch.bfloat16)
+        assert torch.equal(weights[name], saved[name].to(weights[name].dtype))
+    assert forward(weights, make_tokens(SMALL, 5), config).isfinite().all()
 
 
 def test_metas_own_loader_reads_what_we_save(folder):
@@ -94,38 +87,16 @@ def test_a_file_larger_than_memory_gives_advice(folder, monkeypatch):
         load(folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_are_cast_to_the_dtype(folder, dtype):
-    weights, config, _ = load(folder, dtype=dtype)
-    assert {tensor.dtype for tensor in weights.values()} == {dtype}
-    saved = make_weights(SMALL, torch.bfloat16)
-    assert all(torch.equal(weights[name], saved[name].to(dtype)) for name in saved)
-    assert forward(weights, make_tokens(SMALL, 5), config).isfinite().all()
-
-
 @pytest.mark.parametrize("n_files", [2, 10])
 def test_metas_shards_are_joined(tmp_path, n_files):
-    """The weights are split by the list of names with which Meta's `reshard_mp` joins them."""
-    from llama_models.checkpoint import _WEIGHT_ROW_KEY
-
     config = Config(40, 2, 20, 10, BYTES.vocab_size + 8, 20, 1e-5, 500000.0)
     tokenizer = Tokenizer(BYTES.ranks | {b"a%d" % i: 256 + i for i in range(8)})
     whole = make_weights(config)
     save(tmp_path, whole, config, tokenizer)
-    for i in range(n_files):
-        shard = {}
-        for name, tensor in whole.items():
-            by_columns = any(key in name for key in _WEIGHT_ROW_KEY)
-            pieces = (
-                [tensor] * n_files if tensor.dim() == 1 else tensor.chunk(n_files, int(by_columns))
-            )
-            shard[name] = pieces[i].clone()
-        torch.save(shard, tmp_path / f"consolidated.{i:02d}.pth")
+    write_shards(tmp_path, whole, n_files)
     weights, config, _ = load(tmp_path)
     assert list(weights) == list(whole) and len(weights) == len(whole)
     assert all(torch.equal(weights[name], whole[name]) for name in whole)
-    tokens = make_tokens(config, 9)
-    assert torch.equal(forward(weights, tokens, config), forward(whole, tokens, config))
     (tmp_path / "consolidated.01.pth").unlink()
     with pytest.raises(InputError, match="consolidated"):  # a shard is missing
         load(tmp_path)
@@ -134,15 +105,8 @@ def test_metas_shards_are_joined(tmp_path, n_files):
 def test_shards_of_indivisible_matrices_are_refused(tmp_path):
     """Three files of 170 rows have 510 of 512: two tokens would be missing without an error."""
     config = Config(60, 1, 6, 3, BYTES.vocab_size, 3, 1e-5, 500000.0)
-    whole = make_weights(config)
-    save(tmp_path, whole, config, BYTES)
-    for i in range(3):
-        shard = {}
-        for name, tensor in whole.items():
-            split = int(name.endswith(("wo.weight", "w2.weight")))
-            size = tensor.shape[split] // 3 if tensor.dim() == 2 else len(tensor)
-            shard[name] = tensor.narrow(split if tensor.dim() == 2 else 0, 0, size).clone()
-        torch.save(shard, tmp_path / f"consolidated.{i:02d}.pth")
+    save(tmp_path, make_weights(config), config, BYTES)
+    write_shards(tmp_path, make_weights(config), 3)
     with pytest.raises(InputError, match="cannot be split over 3 files"):
         load(tmp_path)
 
@@ -235,35 +199,20 @@ def test_an_interrupted_save_keeps_the_old_files(tmp_path, monkeypatch):
 # Bad checkpoints
 
 
-class Trap:
-    """Unpickling this makes a folder, unless unpickling is restricted to tensors."""
-
-    def __init__(self, path):
-        self.path = path
+class Trap(str):
+    """Unpickling this path makes a folder, unless unpickling is restricted to tensors."""
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def without_last_layer(weights):
-    return {name: tensor for name, tensor in weights.items() if "layers.3." not in name}
-
-
-def spoil_a_record(data):
-    """Change the compression method in the zip's directory: the content cannot be read."""
-    at = data.rfind(b"PK\x01\x02")
-    return data[: at + 10] + b"\x63\x00" + data[at + 12 :]
+        return os.mkdir, (str(self),)
 
 
 FAULTS = {
     # what is wrong: (how it is made, what the message says)
-    "file of weights cut in half": (with_bytes(PTH, lambda b: b[: len(b) // 2]), "cut short"),
     "file of weights cut by a byte": (with_bytes(PTH, lambda b: b[:-1]), "cut short"),
-    "zip directory damaged": (with_bytes(PTH, spoil_a_record), "damaged"),
     "empty file of weights": (with_bytes(PTH, lambda b: b""), "starts with b''"),
-    "wrong magic": (with_bytes(PTH, lambda b: b"GGUF" + b[4:]), "starts with b'GGUF"),
     "pointer in place of the file": (
-        with_bytes(PTH, lambda b: b"version https://git-lfs.github.com/spec/v1"), "pointer"),
+        with_bytes(PTH, lambda b: b"version https://git-lfs.github.com/spec/v1"),
+        "starts with b'version ', expected b'PK\\x03\\x04' (torch.save's zip format). Is it a Git"),
     "zip that is not a checkpoint": (
         lambda folder: zipfile.ZipFile(folder / PTH, "w").writestr("a.txt", "a"), "damaged"),
     "plain pickle": (with_bytes(PTH, lambda b: pickle.dumps({"a": 1})), "torch.save's zip format"),
@@ -273,20 +222,10 @@ FAULTS = {
     "no file of weights": (lambda folder: (folder / PTH).unlink(), "found none"),
     "file of weights is a folder": (
         lambda folder: ((folder / PTH).unlink(), (folder / PTH).mkdir()), "cannot be read"),
-    "missing tensors": (
-        with_weights(without_last_layer), "layers.3.attention.wq.weight is missing"),
-    "unexpected tensors": (
-        with_weights(lambda w: w.update(bias=w["norm.weight"])), "bias is not expected"),
     "misshaped in every layer": (
         with_weights(lambda w: w.update({
             name: t.repeat(3, 1) for name, t in w.items() if "attention.wk" in name})),
         "layers.0-3.attention.wk.weight is [60, 60], expected [20, 60]"),
-    "transposed": (
-        with_weights(lambda w: w.update({"output.weight": w["output.weight"].T.contiguous()})),
-        f"output.weight is [60, {SMALL.vocab_size}], expected [{SMALL.vocab_size}, 60]"),
-    "integers": (
-        with_weights(lambda w: w.update({"norm.weight": torch.ones(60, dtype=torch.int8)})),
-        "norm.weight is int8, expected bfloat16"),
     "mixed types": (
         with_weights(lambda w: w.update({"norm.weight": torch.ones(60)})),
         "norm.weight is float32, expected bfloat16"),
@@ -315,9 +254,8 @@ FAULTS = {
     "params.json with huge numbers": (
         with_params(ffn_dim_multiplier=1e29), "w2.weight is [60, 77], expected [60, 1599"),
     "params.json with a billion layers": (
-        with_params(n_layers=10**9), "has 39 tensors: expected those of the 1000000000 layers"),
-    "params.json of a deeper model": (
-        with_params(n_layers=126), "39 tensors: expected those of the 126 layers that params.json"),
+        with_params(n_layers=10**9),
+        "has 39 tensors: expected those of the 1000000000 layers that params.json"),
     "a repeated key": (
         with_bytes("params.json", lambda b: b.replace(b"{", b'{"dim": 999,', 1)),
         "the key 'dim' occurs 2 times"),
@@ -349,10 +287,7 @@ def test_a_good_checkpoint_gives_no_error(folder, capsys):
 def test_a_pickle_that_runs_code_is_refused_and_not_run(folder, tmp_path, capsys):
     trap = tmp_path / "sprung"
     torch.save({"norm.weight": Trap(trap)}, folder / PTH)
-    with pytest.raises(InputError, match="could run a stranger's code"):
-        load(folder)
-    assert main(["--checkpoint", str(folder)]) == 2
-    assert "refused" in capsys.readouterr().err
+    refused(folder, "is refused: it holds more than tensors, and loading that could run a", capsys)
     assert not trap.exists()
     torch.load(folder / PTH, weights_only=False)  # the control: the trap works
     assert trap.exists()
@@ -361,18 +296,16 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(folder, tmp_path, capsys
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps permissions in another way")
 @pytest.mark.parametrize("name", ["params.json", "tokenizer.model", PTH, ".", ".."])
 def test_a_file_without_permission_gives_one_clear_error(folder, name, capsys):
-    if os.geteuid() == 0:  # root may read everything: become `nobody` for a moment
+    user = os.geteuid()
+    if user == 0:  # root may read everything: become `nobody` for a moment
         for path in [folder, *folder.parents][:4]:
             path.chmod(0o755)
     (folder / name).chmod(0)
-    was_root = os.geteuid() == 0
-    if was_root:
-        os.seteuid(65534)
+    os.seteuid(user or 65534)
     try:
         assert main(["--checkpoint", str(folder)]) == 2
     finally:
-        if was_root:
-            os.seteuid(0)
+        os.seteuid(user)
         (folder / name).chmod(0o755)
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
@@ -401,12 +334,13 @@ def test_a_folder_whose_name_is_no_utf8_is_named(folder, capsys):
 
 
 def test_all_faults_of_a_checkpoint_are_listed(folder):
-    with_weights(without_last_layer)(folder)
-    with_weights(lambda w: w.update(extra=w["norm.weight"], more=w["norm.weight"]))(folder)
+    others = dict.fromkeys(("extra", "more"), torch.ones(2, dtype=torch.bfloat16))
+    with_weights(lambda w: {n: t for n, t in w.items() if "layers.3." not in n} | others)(folder)
     with pytest.raises(InputError) as error:
         load(folder)
-    assert str(error.value).count("is missing") == 9
-    assert str(error.value).count("is not expected") == 2
+    said = str(error.value)
+    assert (said.count("is missing"), said.count("is not expected")) == (9, 2)
+    assert "layers.3.attention.wq.weight is missing" in said and "extra is not expected" in said
 
 
 def test_check_finite_names_every_bad_tensor():

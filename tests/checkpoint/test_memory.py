@@ -45,10 +45,8 @@ class Live(TorchDispatchMode):
 
 def peak(config, dtype, T, S, attend=attend, stored=None):
     """Return the most bytes that `forward` holds at one time, from tensors without values."""
-    weights = {
-        name: torch.empty(shape, dtype=stored or dtype, device="meta")
-        for name, shape in weight_shapes(config).items()
-    }
+    weights = {name: torch.empty(shape, dtype=stored or dtype, device="meta")
+               for name, shape in weight_shapes(config).items()}  # fmt: skip
     cache = None
     if S > T:
         cache = Cache(config, S, (), dtype, "meta")
@@ -86,9 +84,8 @@ def test_the_8b_and_a_tied_model_have_their_known_sizes():
 
 
 CASES = [(1, 1), (17, 17), (1, 256), (17, 256), (200, 200), (1, 4000), (900, 2000)]
-MODELS = CONFIGS | {  # all layers are alike
-    name: replace(PRESETS[name], n_layers=2) for name in ("Llama-3-8B", "Llama-3.2-1B")
-}
+MODELS = CONFIGS | {name: replace(PRESETS[name], n_layers=2)  # all layers are alike
+                    for name in ("Llama-3-8B", "Llama-3.2-1B")}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -191,13 +188,10 @@ def gpu(monkeypatch):
     return fake
 
 
-def test_a_large_gpu_holds_everything(gpu):
+def test_a_large_gpu_holds_everything_and_a_small_one_a_layer_at_a_time(gpu):
     plan = gpu(23 * GB, 24 * GB)
     assert (plan.way, plan.gpu, plan.copies, plan.missing) == ("on the device", 23 * GB, 0, 0)
     assert "way    on the device: everything is copied" in str(plan)
-
-
-def test_a_gpu_that_is_too_small_gets_a_layer_at_a_time(gpu):
     whole = gpu(80 * GB, 80 * GB)
     needed = whole.weights + whole.cache + whole.activations
     for short, way in ((0, "streamed"), (GB, "on the device")):
@@ -212,8 +206,8 @@ def test_a_gpu_that_is_too_small_gets_a_layer_at_a_time(gpu):
 
 def test_the_memory_fraction_of_a_process_is_a_limit(gpu):
     """`torch.cuda.set_per_process_memory_fraction` sets it; reserved, unused memory is spare."""
-    assert gpu(79 * GB, 80 * GB, fraction=0.075).way == "streamed"
-    assert gpu(79 * GB, 80 * GB, fraction=0.075).gpu == 6 * GB
+    part = gpu(79 * GB, 80 * GB, fraction=0.075)
+    assert (part.way, part.gpu) == ("streamed", 6 * GB)
     assert gpu(79 * GB, 80 * GB, 2 * GB, 3 * GB, fraction=0.075).gpu == 4 * GB
     assert gpu(20 * GB, 80 * GB, 2 * GB, 50 * GB).gpu == 68 * GB
     assert gpu(0, 80 * GB, 7 * GB, 7 * GB, fraction=0.075).gpu == 0
@@ -227,8 +221,7 @@ def test_every_way_gives_the_same_logits(way, dtype):
     weights, config, tokenizer = load("tiny", dtype)
     tokens = torch.tensor(tokenizer.encode(PROMPT))
     expected = forward(weights, tokens, config)
-    plan = memory.plan(config)
-    planned = replace(plan, way=way)
+    planned = replace(memory.plan(config), way=way)
     weights, _, _ = load("tiny", dtype, "cpu", planned)
     assert isinstance(weights, LazyWeights) == (way != "on the device")
     assert torch.equal(forward(weights, tokens, config), expected)

@@ -104,11 +104,6 @@ def test_only_what_is_new_is_computed(talk, tiny, monkeypatch):
     assert f"prefix caching: {known} of {sum(map(len, turns))} tokens" in err
 
 
-def test_empty_lines_are_not_sent(talk, tiny):
-    _, _, turns, _ = talk(["", "  ", ASKED[0]], max_new=3)
-    assert turns == [tiny[2].encode_chat([turn("user", ASKED[0])])]
-
-
 def test_an_interrupted_answer_stays_in_the_history(talk, tiny):
     out, err, turns, answers = talk(ASKED[:2], stop_at=3, max_new=12, temperature=0)
     weights, config, tokenizer = tiny
@@ -119,11 +114,12 @@ def test_an_interrupted_answer_stays_in_the_history(talk, tiny):
     assert answers[1] == list(generate(weights, turns[1], config, 12, stop=tokenizer.stop_ids))
 
 
-def test_a_message_of_several_lines_and_lines_of_other_systems(talk, tiny):
-    lines = ["\ufeffBen likes tea.\\", "Mia likes cake.\r", "Who?\r"]
+def test_messages_of_several_lines_lines_of_other_systems_and_empty_ones(talk, tiny):
+    """An empty line is not sent."""
+    lines = ["\ufeffBen likes tea.\\", "Mia likes cake.\r", "", "  ", "Who?\r"]
     _, _, turns, answers = talk(lines, max_new=2)
     first, second = asked(tiny[2], "Ben likes tea.\nMia likes cake.", "Who?")
-    assert turns[0][1:] == first and turns[1][-len(second) :] == second
+    assert turns[0][1:] == first and turns[1][-len(second) :] == second and len(turns) == 2
 
 
 def test_two_interrupts_end_the_program(talk):
@@ -151,14 +147,13 @@ def test_a_full_context_drops_the_oldest_turns_with_a_notice(talk, tiny, monkeyp
     _, err, turns, answers = talk(ASKED * 3, system="Be brief.", max_new=20, temperature=0)
     assert len(turns) == 9 and max(map(len, turns)) <= 80
     assert "the oldest 1 of your questions and their answers are dropped" in err
-    head = tiny[2].encode_chat([SYSTEM])
-    head = head[: len(head) - len(tiny[2].encode_chat([])) + 1]  # without the answer's header
-    assert all(ids[: len(head)] == head for ids in turns)
-    for question, ids in zip(ASKED * 3, turns, strict=True):
-        last = tiny[2].encode_chat([turn("user", question)])[1:]
-        assert ids[-len(last) :] == last
     weights, config, tokenizer = tiny
-    for ids, answer in zip(turns, answers, strict=True):  # the cache has no dropped turn in it
+    head = tokenizer.encode_chat([SYSTEM])
+    head = head[: len(head) - len(tokenizer.encode_chat([])) + 1]  # without the answer's header
+    lasts = asked(tokenizer, *ASKED) * 3
+    for last, ids, answer in zip(lasts, turns, answers, strict=True):
+        assert ids[: len(head)] == head and ids[-len(last) :] == last
+        # The cache has no dropped turn in it.
         assert answer == list(generate(weights, ids, config, 20, stop=tokenizer.stop_ids))
     monkeypatch.setattr(Config, "context_length", 8192)
     assert "dropped" not in talk(ASKED * 3, system="Be brief.", max_new=20, temperature=0)[1]
@@ -179,18 +174,13 @@ def test_a_cut_answer_has_a_notice(talk):
     assert "cut at" not in talk(ASKED[:1], stop_at=2, max_new=3)[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--temperature", "-1"], "temperature is -1.0"),
-        (["--top-p", "2"], "top_p is 2.0"),
-        (["--max-new", "9000"], "max_new is 9000: expected at most 8192"),
-        (["--max-new", "-1"], "max_new is -1"),
-        (["--system", "word " * 9000], "expected at most 8192"),
-        (["--checkpoint", "nowhere"], "'nowhere' is not a checkpoint"),
-        (["--device", "abacus"], "device abacus cannot be used here"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--temperature", "-1"], "temperature is -1.0"), (["--top-p", "2"], "top_p is 2.0"),
+    (["--max-new", "9000"], "max_new is 9000: expected at most 8192"),
+    (["--max-new", "-1"], "max_new is -1"), (["--system", "word " * 9000], "expected at most 8192"),
+    (["--checkpoint", "nowhere"], "'nowhere' is not a checkpoint"),
+    (["--device", "abacus"], "device abacus cannot be used here"),
+])  # fmt: skip
 def test_mistakes_are_reported_before_the_first_question(arguments, says, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a question was asked"))
     assert main(["chat", *arguments]) == 2
@@ -270,10 +260,8 @@ def test_chat_works_in_a_terminal():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    child = start(
-        RANDOM, first=take_the_terminal, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True,
-    )  # fmt: skip
+    child = start(RANDOM, first=take_the_terminal, stdin=theirs, stdout=theirs, stderr=theirs,
+                  start_new_session=True)  # fmt: skip
     os.close(theirs)
     try:
         assert b"Ctrl-C stops an answer" in read_until(ours, lambda text: text.endswith(b"> "))

@@ -37,43 +37,31 @@ def test_the_printed_text_is_the_computed_text(capsys):
     shown = capsys.readouterr().out
     weights, config, tokenizer = load("tiny", torch.float32)
     tokens = tokenizer.encode("Ben likes tea.")
-    new = generate(
-        weights, tokens, config, 9, temperature=0.9, top_p=0.95, seed=4, stop=tokenizer.stop_ids
-    )
+    new = generate(weights, tokens, config, 9, temperature=0.9, top_p=0.95, seed=4,
+                   stop=tokenizer.stop_ids)  # fmt: skip
     assert shown.endswith("\nBen likes tea." + tokenizer.decode(list(new)) + "\n")
     for token in tokens:
         assert f"{tokenizer.decode([token])!r} {token}" in shown
 
 
-def test_help_names_every_option(capsys):
+FLAGS = ["--checkpoint", "--max-new", "--temperature", "--top-p", "--seed", "--device", "--dtype"]
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    ([], [*FLAGS, "LLAMA3_CHECKPOINT", "default", "'chat'", "'verify'"]),
+    (["chat"], FLAGS), (["verify"], ["DIR"]),
+])  # fmt: skip
+def test_help_names_every_option_of_a_command(command, words, capsys):
     with pytest.raises(SystemExit) as done:
-        main(["--help"])
+        main([*command, "--help"])
+    shown = capsys.readouterr().out
     assert done.value.code == 0
-    shown = capsys.readouterr().out
-    flags = [
-        "--checkpoint",
-        "--max-new",
-        "--temperature",
-        "--top-p",
-        "--seed",
-        "--device",
-        "--dtype",
-    ]
-    for word in [*flags, "LLAMA3_CHECKPOINT", "default"]:
+    assert shown.startswith(" ".join(["usage: python -m llama3_scratch", *command]))
+    for word in words:
         assert word in shown
+    for word, where in (("--system", ["chat"]), ("FAULT", ["verify"])):
+        assert (word in shown) == (command == where)
     assert max(map(len, shown.splitlines())) <= 100
-
-
-@pytest.mark.parametrize("command", ["chat", "verify"])
-def test_each_command_has_its_own_help(command, capsys):
-    with pytest.raises(SystemExit) as done:
-        main([command, "--help"])
-    shown = capsys.readouterr().out
-    assert done.value.code == 0 and f"usage: python -m llama3_scratch {command}" in shown
-    assert ("FAULT" in shown) == (command == "verify") == ("--system" not in shown)
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert f"'{command}'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--", "chat"], ["--max-new", "2", "verify"], ["Verify"]])
@@ -83,27 +71,15 @@ def test_a_prompt_may_be_a_commands_name(arguments, capsys):
     assert f"\n\n{arguments[-1]}" in shown and "'<|begin_of_text|>'" in shown
 
 
-def test_verify_requires_a_folder(capsys):
-    with pytest.raises(SystemExit) as done:
-        main(["verify"])
-    assert done.value.code == 2 and "DIR" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--checkpoint", "nowhere"], "'nowhere' is not a checkpoint: expected a folder"),
-        (["--device", "abacus"], "device abacus cannot be used here"),
-        (["--device", "meta"], "device meta cannot be used here"),
-        (["--max-new", "-1"], "max_new is -1"),
-        (["--max-new", "100000"], "expected at most 8192"),
-        (["--temperature", "-1"], "temperature is -1.0"),
-        (["--temperature", "nan"], "temperature is nan"),
-        (["--top-p", "0"], "top_p is 0.0"),
-        (["--max-new", "many"], "invalid int value: 'many'"),
-        (["--dtype", "int8"], "invalid choice: 'int8'"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--checkpoint", "nowhere"], "'nowhere' is not a checkpoint: expected a folder"),
+    (["--device", "abacus"], "device abacus cannot be used here"),
+    (["--device", "meta"], "device meta cannot be used here"),
+    (["--max-new", "-1"], "max_new is -1"), (["--max-new", "100000"], "expected at most 8192"),
+    (["--temperature", "-1"], "temperature is -1.0"), (["--top-p", "0"], "top_p is 0.0"),
+    (["--temperature", "nan"], "temperature is nan"), (["--dtype", "int8"], "choice: 'int8'"),
+    (["--max-new", "many"], "invalid int value: 'many'"), (["verify"], "DIR"),
+])  # fmt: skip
 def test_mistakes_give_one_message_and_exit_code_2(arguments, says, capsys):
     try:
         code = main(arguments)
@@ -114,30 +90,24 @@ def test_mistakes_give_one_message_and_exit_code_2(arguments, says, capsys):
     assert len(shown.err.splitlines()) <= 24 and shown.out == ""
 
 
-def test_a_mistake_in_the_shell_gives_one_message():
-    done = run("--checkpoint", "nowhere")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: 'nowhere'") and "Traceback" not in done.stderr
+def test_the_environment_variable_names_a_checkpoint_and_the_shell_sees_a_mistake(tmp_path):
+    done = run("ab", env=os.environ | {"LLAMA3_CHECKPOINT": str(tmp_path / "mine")})
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: '") and "mine' is not a checkpoint" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({"env": {"PYTHONIOENCODING": "ascii"}, "prompt": "caf\u00e9 \U0001f999"}, 0),
-        ({"prompt": b"caf\xe9"}, 0),  # not UTF-8
-        ({"prompt": "tiny temperature", "more": ["--temperature", "1e-300"]}, 0),
-        ({"prompt": "full", "stdout": "/dev/full"}, 2),
-    ],
-    ids=["ascii terminal", "not UTF-8", "temperature near 0", "disk full"],
-)
-def test_unusual_input_and_output_give_no_traceback(change, code):
-    if not os.path.exists(change.get("stdout", "/")):
+@pytest.mark.parametrize(("arguments", "encoding", "to", "code"), [
+    (["caf\u00e9 \U0001f999"], "ascii", os.devnull, 0), ([b"caf\xe9"], "", os.devnull, 0),
+    (["ab", "--temperature", "1e-300"], "", os.devnull, 0), (["full"], "", "/dev/full", 2),
+], ids=["ascii terminal", "not UTF-8", "temperature near 0", "disk full"])  # fmt: skip
+def test_unusual_input_and_output_give_no_traceback(arguments, encoding, to, code):
+    if not os.path.exists(to):
         pytest.skip("this system has no /dev/full")
-    with open(change.get("stdout", os.devnull), "w") as stdout:
+    with open(to, "w") as stdout:
         done = subprocess.run(
-            [sys.executable, "-m", "llama3_scratch", change["prompt"], *change.get("more", [])],
-            stdout=stdout, stderr=subprocess.PIPE, env=os.environ | change.get("env", {}),
+            [sys.executable, "-m", "llama3_scratch", *arguments], stdout=stdout,
+            stderr=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": encoding},
         )  # fmt: skip
     assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr
 
@@ -150,32 +120,19 @@ def test_too_little_memory_gives_one_message(monkeypatch, capsys):
     assert main([]) == 2 and "too little memory" in capsys.readouterr().err
 
 
-def test_the_environment_variable_names_a_checkpoint(tmp_path):
-    done = run("ab", env=os.environ | {"LLAMA3_CHECKPOINT": str(tmp_path / "mine")})
-    assert done.returncode == 2 and "mine" in done.stderr
-
-
 def test_max_new_0_prints_only_the_tokens(capsys):
     assert main(["--max-new", "0"]) == 0
     shown = capsys.readouterr().out
     assert "17 tokens" in shown and shown.endswith(f"\n{PROMPT}\n")
 
 
-def test_a_large_checkpoints_memory_plan_is_printed(monkeypatch, capsys):
-    """A small one, the control, prints none; a missing device still gives one message."""
-    assert main(["--max-new", "1"]) == 0
+def test_a_large_checkpoint_is_opened_once_and_loaded_by_the_printed_plan(monkeypatch, capsys):
+    """The plan is for this prompt and this --max-new; `load` makes no plan of its own.
+
+    A small checkpoint, the control, prints none; a missing device still gives one message.
+    """
+    assert main(["--max-new", "3"]) == 0
     assert re.fullmatch(SPEED, capsys.readouterr().err)
-    monkeypatch.setattr("llama3_scratch.__main__.LARGE", 1000)
-    assert main(["--max-new", "1"]) == 0
-    said = capsys.readouterr()
-    assert re.search(r"needs +0\.007 GB  weights\n(.*\n)*has .*[(]RAM[)]", said.err)
-    assert "memory-mapped: " in said.err and "42" in said.out
-    assert main(["--device", "nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("error: device nowhere cannot be used here")
-
-
-def test_the_checkpoint_is_opened_once_and_loaded_by_the_printed_plan(monkeypatch, capsys):
-    """The plan is for this prompt and this --max-new; `load` makes no plan of its own."""
     plans, opened, plan, read = [], [], memory.plan, meta.read_weights
 
     def planned(*arguments):
@@ -186,8 +143,13 @@ def test_the_checkpoint_is_opened_once_and_loaded_by_the_printed_plan(monkeypatc
     monkeypatch.setattr(meta, "read_weights", lambda *a: opened.append(a) or read(*a))
     monkeypatch.setattr("llama3_scratch.__main__.LARGE", 1000)
     assert main(["--max-new", "3"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"needs +0\.007 GB  weights\n(.*\n)*has .*[(]RAM[)]", said.err)
+    assert "memory-mapped: " in said.err and "42" in said.out
     [(sizes, made)] = plans
-    assert sizes == (17, 20) and str(made) in capsys.readouterr().err and len(opened) == 1
+    assert sizes == (17, 20) and str(made) in said.err and len(opened) == 1
+    assert main(["--device", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: device nowhere cannot be used here")
 
 
 def test_a_long_prompt_passes_in_chunks_and_is_not_printed_whole(capsys):
