@@ -20,6 +20,7 @@ import copy
 import inspect
 import linecache
 import numbers
+import signal
 import textwrap
 import threading
 import traceback
@@ -421,6 +422,9 @@ def time_limit(seconds):
                 state.append("late")
                 _thread.interrupt_main()
 
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # ignored, as in a shell's background: nothing would be raised
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
     timer.start()
@@ -433,4 +437,6 @@ def time_limit(seconds):
     finally:
         with lock:
             state.append("done")
+        if not callable(handler) and handler is not None:
+            signal.signal(signal.SIGINT, handler)
         timer.cancel()

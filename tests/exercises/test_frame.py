@@ -1,5 +1,6 @@
 """The frame of the exercises: every kind of answer gets its own word."""
 
+import signal
 import time
 
 import numpy as np
@@ -118,16 +119,24 @@ def test_a_value_says_where_it_is():
     assert told == "Not yet: for a tensor [2, 3], 1 at [0, 0] the value is 3, expected 2."
 
 
-def test_an_endless_loop_ends(monkeypatch):
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
+def test_an_endless_loop_ends(monkeypatch, handler):
+    """Also where Ctrl-C is ignored, as for a program in a shell's background."""
+
     def endless(x, t):
         while True:
             t += 1
 
     monkeypatch.setattr(frame, "SECONDS", 0.3)
-    began = time.monotonic()
-    assert "still running after 0.3 seconds" in DOUBLE.verdict(endless)
-    assert time.monotonic() - began < 5
-    assert DOUBLE.verdict(double).startswith("Right: ")  # and nothing is left of the limit
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        began = time.monotonic()
+        assert "still running after 0.3 seconds" in DOUBLE.verdict(endless)
+        assert time.monotonic() - began < 5
+        assert DOUBLE.verdict(double).startswith("Right: ")  # and nothing is left of the limit
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("right", "wrong"), [
