@@ -56,7 +56,7 @@ def check_sampling(max_new, temperature=0.0, top_k=None, top_p=1.0, seed=None):
 
 
 def chunk_size(n_tokens, config):
-    """Return how many tokens of a prompt pass through the model together; up to 512 at once do."""
+    """Return how many tokens of a prompt pass the model together: 512, fewer if it is long."""
     return max(1, min(CHUNK, SCORES // (config.n_heads * n_tokens)))
 
 

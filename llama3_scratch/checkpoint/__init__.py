@@ -52,9 +52,9 @@ def load(directory=None, dtype=None, device=None, plan=None):
 def save(directory, weights, config, tokenizer):
     """Write a checkpoint's files as Meta does: the weights, params.json and the tokenizer.
 
-    A tokenizer that is not Llama 3's is written as Hugging Face's tokenizer.json; stop tokens that
-    are not the tokenizer's own go to generation_config.json. The files get their names when all are
-    complete.
+    A tokenizer that is not Llama 3's is written as Hugging Face's tokenizer.json. Stop tokens that
+    are not the tokenizer's own go to generation_config.json, and so does <|begin_of_text|> if the
+    table has unused rows. The files get their names when all are complete.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,9 @@ def _tokenizer_files(tokenizer):
         ranks = [(base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items()]
         files = {"tokenizer.model": b"".join(b"%s %d\n" % pair for pair in ranks)}
         own = Tokenizer(tokenizer.ranks, tokenizer.release).stop_ids
-    if tokenizer.stop_ids != own:
-        stops = {"eos_token_id": sorted(tokenizer.stop_ids)}
-        files["generation_config.json"] = json.dumps(stops).encode()
+    if tokenizer.stop_ids != own or tokenizer.unused:
+        settings = {"eos_token_id": sorted(tokenizer.stop_ids)}
+        if tokenizer.special:
+            settings["bos_token_id"] = tokenizer.bos_id
+        files["generation_config.json"] = json.dumps(settings).encode()
     return files

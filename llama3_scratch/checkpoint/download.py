@@ -14,7 +14,7 @@ def download(repository):
     Interrupted downloads resume. Raises `InputError`, which says what to do; for a gated model,
     which page to visit and where to put the token.
     """
-    from huggingface_hub import errors, snapshot_download  # here: its import takes a second
+    from huggingface_hub import errors, snapshot_download  # only a download needs it
 
     page = f"https://huggingface.co/{repository}"
     try:

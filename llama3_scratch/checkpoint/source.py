@@ -57,8 +57,8 @@ def find(source=None):
         str(folder).encode()
     except UnicodeEncodeError:
         raise InputError(f"the name {str(folder)!r} is not UTF-8: rename the folder.") from None
+    own = any(any(folder.glob(p)) for k in (meta, huggingface) for p in (k.WEIGHTS, k.SETTINGS))
     for pattern, what in MISTAKEN.items():
-        own = any(any(folder.glob(p)) for k in (meta, huggingface) for p in (k.WEIGHTS, k.SETTINGS))
         require(own or not any(folder.glob(pattern)), f"{folder} is not a checkpoint: {what}")
     return folder
 

@@ -19,15 +19,15 @@ NAMED = {  # Llama 3's special tokens on Hugging Face; Meta's other names are re
     for release in ("3", "3.1")
 }  # fmt: skip
 
-MOST_UNUSED = 1024  # rows that a table may have after the last token of tokenizer.model
-
 
 def read_tokenizer(folder, config, files=("tokenizer.model", "tokenizer.json")):
     """A checkpoint's folder -> its tokenizer, which fits the vocabulary. Raises `InputError`.
 
     It is read from the first of `files` that is there; a tokenizer.model of SentencePiece, an older
     format, counts only if there is no other. The stop tokens of generation_config.json and
-    config.json are added to its own.
+    config.json are added to its own. A table may have rows after the last token of a
+    tokenizer.model if these settings say where its ranks end, by their `bos_token_id`; without that
+    a file that is cut short could not be told from a padded table.
     """
     folder, V = Path(folder), config.vocab_size
     there = [name for name in files if os.path.exists(folder / name)] or ["tokenizer.model"]
@@ -41,14 +41,16 @@ def read_tokenizer(folder, config, files=("tokenizer.model", "tokenizer.json")):
         release = "3.1" if config.rope_scaling else "3"
         tokenizer = Tokenizer.from_file(folder / there[0], release)
         n_tokens = tokenizer.vocab_size
-        fits = V - MOST_UNUSED <= n_tokens <= V
+        known = len(tokenizer.ranks) in _settings(folder, "bos_token_id")
+        fits = n_tokens == V or n_tokens < V and known
     require(
         fits,
         f"{folder}: {there[0]} has, with the special tokens, {n_tokens} tokens, but vocab_size in "
         f"the settings is {V}: the two belong to different models.",
     )
     tokenizer.unused = max(0, V - tokenizer.vocab_size)
-    tokenizer.stop_ids |= _stops(folder)
+    stops = _settings(folder, "eos_token_id")
+    tokenizer.stop_ids |= frozenset(whole("eos_token_id", stop) for stop in stops)
     return tokenizer
 
 
@@ -58,14 +60,14 @@ def _is_sentence_piece(path):
     return False
 
 
-def _stops(folder):
-    """The ids that end a text by the settings of Hugging Face's files, if they are there."""
-    stops = []
+def _settings(folder, key):
+    """The values of a key in Hugging Face's settings, those of a list one by one, without null."""
+    values = []
     for settings in (folder / "config.json", folder / "generation_config.json"):
         if settings.exists():
-            stop = read_json(settings).get("eos_token_id")
-            stops += stop if isinstance(stop, list) else [stop]
-    return frozenset(whole("eos_token_id", stop) for stop in stops if stop is not None)
+            value = read_json(settings).get(key)
+            values += value if isinstance(value, list) else [value]
+    return [value for value in values if value is not None]
 
 
 def from_json(folder):

@@ -260,7 +260,7 @@ FAULTS = {
         with_bytes("params.json", lambda b: b.replace(b"{", b'{"dim": 999,', 1)),
         "the key 'dim' occurs 2 times"),
     "another vocabulary size": (
-        with_params(vocab_size=513), "tok_embeddings.weight is [512, 60], expected [513, 60]"),
+        with_params(vocab_size=513), "but vocab_size in the settings is 513"),
     "tokenizer.model missing": (
         lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer.model cannot be read"),
     "tokenizer.model garbled": (

@@ -405,6 +405,10 @@ def test_what_was_loaded_can_be_saved_and_loaded_again(tmp_path, make):
     again = load(tmp_path / "b")
     assert again.config.sizes == config.sizes and again.tokenizer.stop_ids == tokenizer.stop_ids
     assert again.tokenizer.encode(SAMPLE) == tokenizer.encode(SAMPLE)
+    if make == "padded":  # the control: nothing tells a padded table from a file that is cut short
+        (tmp_path / "b" / "generation_config.json").rename(tmp_path / "settings")
+        with pytest.raises(InputError, match="but vocab_size in the settings is 530"):
+            load(tmp_path / "b")
     assert all(torch.equal(again.weights[name], weights[name]) for name in weights)
     assert not list((tmp_path / "b").glob("*.part"))
 
