@@ -601,8 +601,13 @@ function listen() {
 
 /** The theme's choice is kept where the book's pages keep theirs. */
 function listenToTheme() {
-  const kept = chosenTheme();
-  get("theme").value = ["light", "dark"].includes(kept) ? kept : "auto";
+  const show = () => {
+    const kept = chosenTheme();
+    get("theme").value = ["light", "dark"].includes(kept) ? kept : "auto";
+    applyTheme();
+  };
+  show();
+  addEventListener("storage", show);  // the choice made on another page, also one written late
   get("theme").addEventListener("change", (event) => {
     chosenTheme(event.target.value);
     applyTheme();
