@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from llama3_scratch.errors import InputError, require, short
+from llama3_scratch.errors import InputError, read_file, require, short
 
 
 def _require_positive(name, value, kinds):
@@ -127,8 +127,10 @@ class Config:
     @property
     def n_parameters(self) -> int:
         """The number of trained values; a tied output matrix is counted once."""
-        every = sum(math.prod(shape) for shape in weight_shapes(self).values())
-        return every - self.tied_output * self.vocab_size * self.dim
+        shapes = weight_shapes(replace(self, n_layers=1))  # files may claim any number of layers
+        layer = sum(math.prod(shapes[name]) for name in shapes if name.startswith("layers."))
+        table = self.vocab_size * self.dim
+        return self.n_layers * layer + self.dim + (1 if self.tied_output else 2) * table
 
     @classmethod
     def from_params(cls, path: str | Path) -> "Config":
@@ -211,13 +213,11 @@ def without_doubles(pairs):
     return found
 
 
-def read_json(path):
-    """Read a file that holds one JSON object. Raises `InputError`."""
+def read_json(path, most=10**7):
+    """Read a file that holds one JSON object, of at most `most` bytes. Raises `InputError`."""
+    content = read_file(path, most)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        params = json.loads(text, object_pairs_hook=without_doubles)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        params = json.loads(content.decode("utf-8-sig"), object_pairs_hook=without_doubles)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}). Download it again.") from None
     require(isinstance(params, dict), f"{path} holds {str(params)[:40]!r}: expected an object.")

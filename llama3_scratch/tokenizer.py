@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tiktoken
 
-from llama3_scratch.errors import InputError, require, whole
+from llama3_scratch.errors import read_file, require, short, whole, wholes
 
 # Text is split into these pieces before merging; no token crosses a boundary (Meta's tokenizer.py).
 SPLIT_PATTERN = (
@@ -72,12 +72,8 @@ class Tokenizer:
 
         Raises `InputError`, which names the line, if the file has another format.
         """
-        try:
-            lines = Path(path).read_bytes().split(b"\n")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}).") from None
         ranks = {}
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(read_file(path).split(b"\n"), start=1):
             if not line.strip():
                 continue
             expected = len(ranks)
@@ -110,11 +106,15 @@ class Tokenizer:
         names it ("all" allows every one). The ids are those of Meta's `Tokenizer.encode`.
         """
         require(isinstance(text, str), f"the text is a {type(text).__name__}: expected a str.")
+        several = isinstance(allowed_special, Collection)
+        require(several, f"allowed_special is {short(allowed_special)}: expected names, or 'all'.")
         if isinstance(allowed_special, str) and allowed_special != "all":
             allowed_special = [allowed_special]
         if allowed_special != "all":
-            unknown = sorted(set(allowed_special) - self.special.keys())
-            require(not unknown, f"allowed_special: {unknown[:1]} is not a special token here.")
+            unknown = [name for name in allowed_special if name not in self.special]
+            require(
+                not unknown, f"allowed_special: {short(unknown[:1])} is not a special token here."
+            )
             allowed_special = set(allowed_special)
         ids = [self.bos_id] if bos else []
         for part in _short_parts(text):
@@ -125,7 +125,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text. Bytes that are not UTF-8 become U+FFFD, so all ids can be decoded."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        return b"".join(map(self.token_bytes, wholes("ids", ids))).decode("utf-8", errors="replace")
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Ids, one at a time -> text, as soon as its characters are complete.
@@ -153,14 +153,16 @@ class Tokenizer:
         `<|begin_of_text|>`, then for each turn `<|start_header_id|>` role `<|end_header_id|>`,
         an empty line, the content, `<|eot_id|>`; finally the header of the assistant's turn.
         """
+        several = isinstance(messages, Iterable) and not isinstance(messages, str)
+        require(several, f"the messages are {short(messages)}: expected a list of them.")
         ids = [self.bos_id]
         for message in messages:
             require(
                 isinstance(message, dict)
                 and message.keys() == {"role", "content"}
                 and message["role"] in ROLES,
-                f"found the message {message!r}: expected the keys role and content, where the "
-                f"role is one of {', '.join(ROLES)}.",
+                f"found the message {short(message)}: expected the keys role and content, where "
+                f"the role is one of {', '.join(ROLES)}.",
             )
             ids += self._header(message["role"]) + self.encode(message["content"], bos=False)
             ids.append(self.special["<|eot_id|>"])

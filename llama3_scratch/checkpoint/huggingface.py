@@ -24,7 +24,7 @@ from llama3_scratch.config import (
     weight_shapes,
     without_doubles,
 )
-from llama3_scratch.errors import InputError, first_line, require, short
+from llama3_scratch.errors import InputError, first_line, require, require_file, short
 
 SETTINGS, WEIGHTS = "config.json", "*.safetensors*"
 TOKENIZERS = "tokenizer.json", "tokenizer.model"  # the first one that is there is read
@@ -86,7 +86,7 @@ def read_config(folder):
         ) if kind == "llama3" else None  # fmt: skip
         config = Config(
             D, params["num_hidden_layers"], N, N if K is None else K,
-            params["vocab_size"], **_feed_forward(D, F), norm_eps=params["rms_norm_eps"],
+            params["vocab_size"], **feed_forward_fields(D, F), norm_eps=params["rms_norm_eps"],
             rope_theta=rope["rope_theta"], rope_scaling=scaling,
             tied_output=params.get("tie_word_embeddings", False),
         )  # fmt: skip
@@ -100,7 +100,7 @@ def read_config(folder):
     return config
 
 
-def _feed_forward(D, F):
+def feed_forward_fields(D, F):
     """Return the fields of Meta's `params.json` that give F: a released model's, or F itself."""
     for preset in PRESETS.values():
         if (preset.dim, preset.ffn_dim) == (D, F):
@@ -131,10 +131,16 @@ def in_metas_order(weight, head_dim):
     return halves.transpose(1, 2).reshape(weight.shape)  # neighbours are pairs: [N*H, D]
 
 
+def in_hugging_faces_order(weight, head_dim):
+    """wq or wk in Meta's order of rows, [N*H, D] -> the same as Hugging Face stores it."""
+    pairs = weight.unflatten(0, (-1, head_dim // 2, 2))  # [N, P, 2, D]
+    return pairs.transpose(1, 2).reshape(weight.shape)  # halves: [N*H, D]
+
+
 def _found(folder, config):
     """{Meta's name: tensor as Hugging Face stores it}, memory-mapped."""
     listed = _listed(folder)
-    files = {f: _read_file(folder / f) for f in sorted(set(listed.values())) or [SINGLE]}
+    files = {path.name: _read_file(path) for path in weight_files(folder)}
     check_layers(folder, SETTINGS, sum(map(len, files.values())), config)
     names = {hugging_faces_name(name): name for name in weight_shapes(config)}
     found, where = {}, {}
@@ -158,6 +164,11 @@ def hugging_faces_name(name):
     """`layers.3.feed_forward.w3.weight` -> `model.layers.3.mlp.up_proj.weight`."""
     layer, inside = re.fullmatch(r"(layers\.\d+\.)?(.+)\.weight", name).groups()
     return f"model.{layer}{NAMES[inside]}.weight" if layer else f"{NAMES[inside]}.weight"
+
+
+def weight_files(folder):
+    """Return the files with the weights, which need not be there. Raises `InputError`."""
+    return [folder / name for name in sorted(set(_listed(folder).values())) or [SINGLE]]
 
 
 def _listed(folder):
@@ -189,6 +200,7 @@ def _listed(folder):
 def _read_file(path):
     """One .safetensors -> {Hugging Face's name: tensor}, memory-mapped."""
     try:
+        require_file(path)
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > LONGEST_HEADER:

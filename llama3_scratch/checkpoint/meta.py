@@ -3,11 +3,14 @@
 Large models come as several `consolidated.NN.pth`, each with a slice of every matrix.
 """
 
+from collections import Counter
+
 import torch
 
+from llama3_scratch.checkpoint import pth
 from llama3_scratch.checkpoint.lazy import DTYPES, LazyWeights
 from llama3_scratch.config import Config, weight_shapes
-from llama3_scratch.errors import InputError, by_layer, first_line, require
+from llama3_scratch.errors import InputError, by_layer, first_line, require, require_file
 
 SETTINGS, WEIGHTS = "params.json", "consolidated.*.pth"
 TOKENIZERS = "tokenizer.model", "tokenizer.json"  # the first one that is there is read
@@ -37,6 +40,15 @@ def read_weights(folder, config):
     for name, tensors in zip(found, files, strict=True):
         check(folder / name, SETTINGS, tensors, config, len(files))
 
+    for name, tensors in zip(found[1:], files[1:], strict=True):
+        differ = [(key, f"differs from that in {found[0]}") for key, tensor in tensors.items()
+                  if not _agree(tensor, files[0][key])]  # fmt: skip
+        require(
+            not differ,
+            f"{folder / name} belongs to another model than {found[0]}, or is damaged:\n"
+            f"{by_layer(differ)}",
+        )
+
     def joined(name):
         slices = [file[stored_name(name, config)] for file in files]
         whole = len(files) == 1 or slices[0].dim() == 1
@@ -51,6 +63,13 @@ def stored_name(name, config):
     return "tok_embeddings.weight" if tied else name
 
 
+def _agree(one, other):
+    """Whether two files' tensors of a name have one type and, being norms, the same bits."""
+    if one.dtype != other.dtype or one.dim() > 1:
+        return one.dtype == other.dtype
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
 def _split_dim(name):
     return 1 if name.endswith(SPLIT_BY_COLUMNS) else 0
 
@@ -58,6 +77,7 @@ def _split_dim(name):
 def _read_file(path):
     """One .pth -> {name: tensor}, memory-mapped; nothing but tensors is ever unpickled."""
     try:
+        require_file(path)
         with open(path, "rb") as file:
             start = file.read(8)
         require(
@@ -65,26 +85,15 @@ def _read_file(path):
             f"{path} is not a file of weights: it starts with {start!r}, expected b'PK\\x03\\x04' "
             "(torch.save's zip format). Is it a Git LFS pointer, or an unfinished download?",
         )
+        pth.check(path)
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     except Exception as error:  # torch.load raises many kinds for a bad file
-        reason = first_line(error)
-        if "Weights only load failed" in reason:
-            raise InputError(
-                f"{path} is refused: it holds more than tensors, and loading that could run a "
-                "stranger's code. Nothing was run. Get the file from its publisher."
-            ) from None
-        raise InputError(not_readable(path, reason)) from None
-    require(
-        isinstance(content, dict)
-        and all(isinstance(name, str) for name in content)
-        and all(map(_is_plain, content.values())),
-        f"{path} does not hold a dictionary of named, dense tensors. Is it a Llama checkpoint?",
-    )
-    return content
+        raise InputError(not_readable(path, first_line(error))) from None
+    return {name: tensor.detach() for name, tensor in content.items()}  # also of a Parameter
 
 
 def not_readable(path, reason):
@@ -99,12 +108,6 @@ def not_readable(path, reason):
         f"{path} is damaged or cut short at {size:,} bytes ({reason}). Is it a Git LFS pointer, or "
         "an unfinished download? Download it again."
     )
-
-
-def _is_plain(tensor):
-    """Whether the tensor is dense and in the file: not sparse, nested or on the meta device."""
-    right_kind = isinstance(tensor, torch.Tensor) and not tensor.is_nested
-    return right_kind and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def check_layers(folder, settings, n_tensors, config):
@@ -129,8 +132,8 @@ def check(path, settings, tensors, config, n_files=1):
 def _faults(tensors, config, n_files):
     """Return [(name, what is wrong)] of one file, which holds 1/n_files of every matrix."""
     faults, expected = [], weight_shapes(config)
-    types = [tensor.dtype for tensor in tensors.values() if tensor.dtype in DTYPES.values()]
-    usual = max(types, key=types.count, default=torch.bfloat16)
+    types = Counter(tensor.dtype for tensor in tensors.values())
+    usual = max(DTYPES.values(), key=types.__getitem__)
     for name, tensor in tensors.items():
         found, right = (str(dtype).split(".")[1] for dtype in (tensor.dtype, usual))
         if name not in expected:

@@ -13,9 +13,11 @@ import faulthandler
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -25,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 
 from llama3_scratch import PROMPT, Config, InputError, forward, load, save
-from llama3_scratch.checkpoint import huggingface
+from llama3_scratch.checkpoint import huggingface, meta
 from llama3_scratch.config import weight_shapes
 
 N_INPUTS, SEED = 3000, 1
@@ -231,6 +233,74 @@ def test_spoiled_files_raise_only_input_errors(record_property):
 def test_an_error_that_escapes_is_found():
     """The control: a loader without one of its `except` kinds."""
     assert in_a_process(300, SEED, "mutant")["escaped"]
+
+
+def in_time(seconds, function, *arguments):
+    """Call function; a call that waits longer than that ends with TimeoutError."""
+
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        return function(*arguments)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+PLACED = {  # in place of a file: (how it is made, what the message says)
+    "a pipe": (os.mkfifo, "a pipe or a device"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "a pipe or a device"),
+    "a folder": (Path.mkdir, "it is a folder"),
+    "a file that is too long": (
+        lambda path: (path.touch(), os.truncate(path, 10**8 + 1)), "0,000 bytes: is it another"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("placed", PLACED)
+def test_only_files_are_read(tmp_path, placed):
+    """None of a checkpoint's files may be a pipe, on which the program would wait for ever."""
+    make, says = PLACED[placed]
+    for path in checkpoints(tmp_path):
+        if placed == "a file that is too long" and path.suffix in (".pth", ".safetensors"):
+            continue
+        kept = path.rename(path.with_suffix(".kept"))
+        make(path)
+        with pytest.raises(InputError, match=f"{path.name}.*{says}"):
+            in_time(20, load, path.parent)
+        path.rmdir() if path.is_dir() else path.unlink()
+        kept.rename(path)
+        load(path.parent)  # the control
+    with pytest.raises(TimeoutError):  # the control: to read a pipe is to wait
+        os.mkfifo(tmp_path / "pipe")
+        in_time(1, (tmp_path / "pipe").read_bytes)
+
+
+def test_many_faults_take_no_longer_than_their_number():
+    """120,000 names, about as many as a header of 10 MB has."""
+    config = Config(24, 2, 4, 2, helpers.BYTES.vocab_size, 7, 1e-5, 500000.0, 0.5)
+    tensors = dict.fromkeys((f"layers.{i}" for i in range(120_000)), torch.ones(1))
+    began = time.process_time()
+    with pytest.raises(InputError, match="layers.0-119999 is not expected"):
+        meta.check("a file", "settings", tensors, config)
+    assert time.process_time() - began < 10  # each compared with each: over a minute
+
+
+@pytest.mark.parametrize("kind", ["metas", "single"])
+def test_a_number_with_more_digits_than_python_reads_is_a_name(tmp_path, kind):
+    checkpoints(tmp_path)
+    name = f"layers.{'9' * 5000}"
+    if kind == "metas":
+        torch.save({name: torch.ones(1)}, tmp_path / kind / helpers.PTH)
+    else:
+        tensors = {name: torch.ones(1) for name in (name, "a", "b")}
+        save_file(tensors, tmp_path / kind / "model.safetensors")
+    with pytest.raises(InputError, match="a name of 5,007 characters|layers.9+ is not expected"):
+        load(tmp_path / kind)
+    with pytest.raises(ValueError, match="limit"):  # the control
+        int(name[7:])
 
 
 if __name__ == "__main__":

@@ -189,6 +189,16 @@ def test_bad_arguments_are_input_errors(llama3):
     assert llama3.encode("<|eot_id|>", bos=False, allowed_special="<|eot_id|>") == [eot]
     with pytest.raises(InputError, match="<.nonsense.>'. is not a special token"):
         llama3.encode("", allowed_special={"<|nonsense|>"})
+    with pytest.raises(InputError, match="allowed_special is 5: expected names"):
+        llama3.encode("", allowed_special=5)
+    with pytest.raises(InputError, match=r"allowed_special: \[5\] is not a special token"):
+        llama3.encode("", allowed_special=[5, "a"])
+    for ids in (5, "ab", None):
+        with pytest.raises(InputError, match=f"ids is {ids!r}: expected ids"):
+            llama3.decode(ids)
+    for messages in (5, "ab", None):
+        with pytest.raises(InputError, match=f"the messages are {messages!r}"):
+            llama3.encode_chat(messages)
     for token in (-1, 128256, 2**70):
         with pytest.raises(InputError, match=f"no token {token}: ids go from 0 to 128255"):
             llama3.decode([token])
