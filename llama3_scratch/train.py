@@ -60,7 +60,7 @@ def make_optimizers(weights):
     orthogonal, so that all its directions learn at the same rate. It is meant for matrices between
     activations, so only the layers' matrices use it. AdamW (Loshchilov and Hutter 2017,
     arXiv:1711.05101) updates the embeddings, the output matrix and the norms. Weight decay applies
-    to all weights but the embeddings and the norms. `torch.optim.Muon` needs PyTorch 2.9 or later.
+    to all weights but the embeddings and the norms.
     """
     table, output = weights["tok_embeddings.weight"], weights["output.weight"]
     norms = [tensor for tensor in weights.values() if tensor.dim() == 1]

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+import threading
 from collections.abc import Mapping
 
 from tqdm import tqdm
@@ -10,6 +11,8 @@ from tqdm import tqdm
 from llama3_scratch.config import PRESETS
 from llama3_scratch.errors import require
 from llama3_scratch.model import attend
+
+_here = threading.local()  # a thread's open blocks, and the profile function it had before them
 
 
 @contextlib.contextmanager
@@ -24,24 +27,36 @@ def watch(*functions):
     The functions need no hooks (`sys.setprofile`). Tensors are recorded without a copy;
     dictionaries are left out, so that no layer's weights stay in memory. It works for functions
     written in Python, in the thread that called `watch`; a call that raised is recorded too.
+    Several blocks may be open at one time, and end in any order. Raises `InputError`.
     """
-    names = {}
+    names, seen = {}, []
     for function in functions:
         code = getattr(function, "__code__", None)
         require(code, f"cannot watch {function!r}: it is not a function written in Python.")
         names[code] = function.__name__
-    seen, before = [], sys.getprofile()
-
-    def record(frame, event, result):
-        if event == "return" and frame.f_code in names:
-            kept = {k: v for k, v in frame.f_locals.items() if not isinstance(v, Mapping)}
-            seen.append(kept | {"return": result, "def": names[frame.f_code]})
-
-    sys.setprofile(record)
+    blocks, key = vars(_here).setdefault("blocks", {}), object()
+    if not blocks and sys.getprofile() is not _record:
+        _here.before = sys.getprofile()
+    blocks[key] = names, seen
+    sys.setprofile(_record)
     try:
         yield seen
     finally:
-        sys.setprofile(before)
+        del blocks[key]
+        if sys.getprofile() is _record and not _here.blocks:
+            sys.setprofile(_here.before)
+
+
+def _record(frame, event, result):
+    """Record a call in every open block that watches it: the profile function of a thread."""
+    blocks = _here.blocks
+    if event == "return":
+        for names, seen in tuple(blocks.values()):
+            if frame.f_code in names:
+                kept = {k: v for k, v in frame.f_locals.items() if not isinstance(v, Mapping)}
+                seen.append(kept | {"return": result, "def": names[frame.f_code]})
+    if not blocks:  # the last one was ended by another thread
+        sys.setprofile(_here.before)
 
 
 @contextlib.contextmanager

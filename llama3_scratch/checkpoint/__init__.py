@@ -2,26 +2,31 @@
 
 import base64
 import json
-import os
 from pathlib import Path
 
 import torch
 
-from llama3_scratch.checkpoint import memory
+from llama3_scratch.checkpoint import huggingface, memory, meta, pth
+from llama3_scratch.checkpoint.files import written_whole
 from llama3_scratch.checkpoint.lazy import DTYPES
 from llama3_scratch.checkpoint.source import Checkpoint, open_checkpoint
 from llama3_scratch.checkpoint.tokenizers import OtherTokenizer
 from llama3_scratch.errors import require
 from llama3_scratch.tokenizer import Tokenizer
 
+READ = {"generation_config.json", "tokenizer_config.json", "chat_template.*", "*.gguf"}.union(
+    *([kind.SETTINGS, kind.WEIGHTS, *kind.TOKENIZERS] for kind in (meta, huggingface))
+)  # what the package may read in the folder of a checkpoint
+
 
 def load(directory=None, dtype=None, device=None, plan=None):
     """Load a checkpoint -> Checkpoint(weights, config, tokenizer), a NamedTuple.
 
-    directory: a folder with Meta's files or Hugging Face's, a repository on Hugging Face
-    ("owner/name", downloaded if need be), "tiny" (ships with the package), "random" (the sizes and
-    the tokenizer of tiny, weights from seed 0), or what `open_checkpoint` returned. None stands
-    for the environment variable LLAMA3_CHECKPOINT, or for "tiny" if that is not set.
+    directory: a folder with Meta's files or Hugging Face's, a GGUF file or a folder that holds one,
+    a repository on Hugging Face ("owner/name", downloaded if need be), "tiny" (ships with the
+    package), "random" (the sizes and the tokenizer of tiny, weights from seed 0), or what
+    `open_checkpoint` returned. None stands for the environment variable LLAMA3_CHECKPOINT, or for
+    "tiny" if that is not set.
     dtype: torch.float32, bfloat16 or float16; None leaves the tensors as they are stored.
     device: None is torch's default, the CPU unless `torch.set_default_device` was called.
     plan: what `memory.plan` returned for this checkpoint, dtype and device; None makes one.
@@ -29,8 +34,11 @@ def load(directory=None, dtype=None, device=None, plan=None):
     weights: {Meta's name: tensor}, shapes as in `weight_shapes(config)`. On the CPU they are
     memory-mapped: a tensor is read, and cast, whenever it is used, so only one layer or one of the
     two vocabulary matrices needs to be in memory (`dict(weights)` holds all). On a GPU that is too
-    small for all weights, each is copied there when it is used. Unpickling is restricted to
-    tensors (`weights_only=True`). Raises `InputError`.
+    small for all weights, each is copied there when it is used. Leave mapped files as they are
+    while the weights are in use: if one is cut short, the system ends the process at the next use
+    of the missing part, without a message from Python (SIGBUS). (`save` never writes into a file
+    that is there: it replaces it.) Unpickling is restricted to tensors (`weights_only=True`).
+    Raises `InputError`.
     """
     device = memory.usable(device)
     types = ", ".join(DTYPES)
@@ -54,22 +62,23 @@ def save(directory, weights, config, tokenizer):
 
     A tokenizer that is not Llama 3's is written as Hugging Face's tokenizer.json. Stop tokens that
     are not the tokenizer's own go to generation_config.json, and so does <|begin_of_text|> if the
-    table has unused rows. The files get their names when all are complete.
+    table has unused rows. The folder is saved whole or not at all (see `written_whole`). Raises
+    `InputError` if it cannot be written, or if other files there would be read with the new ones.
     """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, shard = Path(directory), "consolidated.00.pth"
     params = json.dumps(config.to_params(), indent=2) + "\n"
     files = {**_tokenizer_files(tokenizer), "params.json": params.encode()}
-    names = "consolidated.00.pth", *files
-    try:
-        torch.save(dict(weights), folder / f"{names[0]}.part")
+    found = {path.name for pattern in READ for path in folder.glob(pattern)}
+    others = ", ".join(sorted(found - {shard, *files})[:3])
+    require(
+        not others,
+        f"{folder} holds files of another checkpoint, which would be read with the new ones "
+        f"({others}): remove them, or name another folder.",
+    )
+    with written_whole(folder) as new:
+        torch.save(pth.storable(weights), new / shard)
         for name, content in files.items():
-            (folder / f"{name}.part").write_bytes(content)
-        for name in names:
-            os.replace(folder / f"{name}.part", folder / name)
-    finally:
-        for name in names:
-            (folder / f"{name}.part").unlink(missing_ok=True)
+            (new / name).write_bytes(content)
 
 
 def _tokenizer_files(tokenizer):

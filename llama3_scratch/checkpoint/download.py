@@ -5,6 +5,7 @@ from pathlib import Path
 from llama3_scratch.errors import InputError, first_line
 
 WANTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
+          "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
           "model.safetensors", "model-*.safetensors", "model.safetensors.index.json")  # fmt: skip
 
 
@@ -33,6 +34,6 @@ def download(repository):
     except Exception as error:  # the network's errors are those of several other packages
         raise InputError(
             f"there is no folder {repository!r} here, and {page} could not be downloaded "
-            f"({first_line(error)}). Run it again when the network is back: interrupted downloads "
-            "resume."
+            f"({first_line(error)}). Run it again when there is a network and room on the disk: "
+            "interrupted downloads resume."
         ) from None

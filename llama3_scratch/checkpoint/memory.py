@@ -19,20 +19,20 @@ class Plan:
 
     way: str
     weights: int
-    copies: int  # of weights that are cast or streamed, at most at one time
+    copies: int  # of weights that are cast, unpacked or streamed, at most at one time
     reordered: int  # Hugging Face's query and key rows in Meta's order, in RAM from the second pass
     cache: int
     activations: int
     ram: int  # that this process may still take
-    gpu: int | None  # that it may still take on the GPU; None without one
+    gpu: int | None  # that it may still take on a CUDA device; None without one
 
     @property
     def missing(self):
         """The bytes that are missing for what must be in memory; 0 if the model will run."""
         needs = self.copies + self.cache + self.activations
-        if self.gpu is None:
-            return max(0, needs + self.reordered - self.ram)
         needs += self.weights if self.way == "on the device" else 0
+        if self.gpu is None:  # the CPU, or a device whose memory is the RAM (Apple's MPS)
+            return max(0, needs + self.reordered - self.ram)
         return max(0, needs - int(GPU_SHARE * self.gpu), self.reordered - self.ram)
 
     def __str__(self):
@@ -51,8 +51,8 @@ class Plan:
             "on the device": "everything is copied to the device, once",
             "streamed": "each layer is copied to the device when it is used",
             "memory-mapped": "computed on the CPU from the file, which then stays in memory" if fits
-            else "computed on the CPU from the file, read again for every token: it is larger than "
-            "the memory",
+            else "computed on the CPU from the file, all of which is read again for every token: "
+            "with the rest it is larger than the memory to spare",
         }  # fmt: skip
         lines.append(f"way    {self.way}: {how[self.way]}")
         lacks = f"lacks  {self.missing / 1e9:9.3f} GB  of what must be in memory: the run may fail"
@@ -71,13 +71,16 @@ def plan(config, dtype=torch.bfloat16, device="cpu", tokens=17, context=256, wei
     L, D, V, K, H = (config.sizes[letter] for letter in "LDVKH")
     layer = sum(math.prod(s) for n, s in weight_shapes(config).items() if n.startswith("layers.0."))
     largest = size * max(layer, V * D)
+    packed = getattr(weights, "packed", None)
     total = size * config.n_parameters
     cache = 2 * L * K * H * context * size
     inner = activations(config, size, tokens, context)
     gpu = spare_on(device) if device.type == "cuda" else None
     way, copies = "on the device", 0
     if device.type == "cpu":
-        way, copies = "memory-mapped", largest if stored != dtype else 0
+        way, copies = "memory-mapped", largest if stored != dtype or packed else 0
+        if packed:
+            total, copies = packed, copies + (stored != dtype) * stored.itemsize * V * D
     elif gpu is not None and total + cache + inner > GPU_SHARE * gpu:
         way, copies = "streamed", largest
     reordered = 0

@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -27,8 +26,9 @@ import torch
 from tqdm import tqdm
 
 from llama3_scratch.checkpoint import save
+from llama3_scratch.checkpoint.files import finish, locked, written_whole
 from llama3_scratch.config import Config
-from llama3_scratch.errors import InputError, require
+from llama3_scratch.errors import InputError, first_line, read_file, require, require_file, short
 from llama3_scratch.model import forward
 from llama3_scratch.speed import attend_fused
 from llama3_scratch.tiny import bpe, world
@@ -148,19 +148,30 @@ def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, e
 
     Each step has R = `rows` rows of T = `length` targets. After every `every` steps the held-out
     loss is measured and the state is saved. With `resume` the run continues from a saved state.
+    All files are written whole. `training.json` is the last one; then the state is removed.
     Returns the log, which is also the content of `training.json`. Raises `InputError` if the folder
     holds a finished run, or an unfinished one without `resume` or with other settings; if the saved
-    state cannot be read or written; if the loss is not finite.
+    state cannot be read; if the folder cannot be written (what is saved in it stays as it is); if
+    another program writes into it; if the loss is not finite.
     """
-    folder = Path(out)
-    done = folder / "training.json"
-    require(not done.exists(), f"{done} belongs to a finished run: remove {out} or change --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror}. Name a folder to write into.") from None
     settings = {"steps": steps, "rows": rows, "length": length, "seed": seed}
     settings["params"] = config.to_params()
+    with locked(out):
+        finish(out)
+        return _train(Path(out), settings, config, resume, every)
+
+
+def _train(folder, settings, config, resume, every):
+    """Train into a locked folder; the arguments and the result are those of `train`."""
+    path, done = folder / STATE, folder / "training.json"
+    steps, rows, length, seed = (settings[key] for key in ("steps", "rows", "length", "seed"))
+    if done.exists():
+        require(
+            _is_log(done),
+            f"{done} is empty or damaged: remove it, and run again with --resume. Training then "
+            f"continues from {path}, or starts again if that is not there.",
+        )
+        raise InputError(f"{done} belongs to a finished run: remove {folder} or change --out.")
     tokenizer = make_tokenizer(config.vocab_size - N_SPECIAL)
     validation = Validation(tokenizer, config)
     settings["text"] = hashlib.sha256(validation.batch[0].numpy()).hexdigest()[:16]
@@ -168,7 +179,6 @@ def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, e
     optimizers = make_optimizers(weights)
     losses = torch.zeros(steps, 2)  # of each step: loss, floor
     log = {"settings": settings, "step": 0, "held_out_floor": validation.floor, "held_out": []}
-    path = folder / STATE
     if path.exists():
         require(resume, f"{path} belongs to an unfinished run: add --resume, or remove it.")
         log = load_state(path, settings, weights, optimizers, losses)
@@ -197,10 +207,19 @@ def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, e
     log["held_out_stored"] = validation.measure(rounded)
     log["training"] = list(means(losses))
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in log.items())
-    draw_losses(log, folder / "loss.svg")
-    done.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    with written_whole(folder) as new:
+        draw_losses(log, new / "loss.svg")
+        (new / done.name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
     path.unlink()
     return log
+
+
+def _is_log(path):
+    """Whether a file is the log of a finished run."""
+    try:
+        return "training" in json.loads(read_file(path))
+    except (InputError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def save_state(path, log, weights, optimizers, losses):
@@ -210,14 +229,8 @@ def save_state(path, log, weights, optimizers, losses):
     """
     states = [optimizer.state_dict() for optimizer in optimizers]
     state = {"log": log, "weights": weights, "optimizers": states, "losses": losses}
-    unfinished = path.with_suffix(".part")
-    try:
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch raises the second
-        unfinished.unlink(missing_ok=True)
-        reason = str(error).split("\n")[0][:80]
-        raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from None
+    with written_whole(path.parent) as new:
+        torch.save(state, new / path.name)
 
 
 def load_state(path, settings, weights, optimizers, losses):
@@ -226,22 +239,36 @@ def load_state(path, settings, weights, optimizers, losses):
     Raises `InputError` if the file is not a saved state, is damaged, or has other settings.
     """
     try:
+        require_file(path)
         damaged = zipfile.ZipFile(path).testzip()  # compares the checksums; torch.load does not
         require(not damaged, f"its entry {damaged} is damaged")
         state = torch.load(path, weights_only=True)
-        log, found = state["log"], state["log"]["settings"]
+        log, found = state["log"], dict(state["log"]["settings"])
         require({"step", "held_out", "sessions"} <= log.keys(), "its log is incomplete")
         if found == settings:
+            require(log["step"] in range(settings["steps"] + 1), f"it is at step {log['step']}")
             with torch.no_grad():
-                for name in weights:
-                    weights[name].copy_(state["weights"][name])
-                losses.copy_(state["losses"])
+                for name, tensor in [*weights.items(), ("losses", losses)]:
+                    saved = state["losses"] if tensor is losses else state["weights"][name]
+                    require(saved.shape == tensor.shape, f"{name} is {list(saved.shape)}")
+                    tensor.copy_(saved)
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+                for tensor, kept in optimizer.state.items():
+                    shapes = {value.shape for value in kept.values() if value.dim()}
+                    require(shapes == {tensor.shape}, "an optimizer's state has other shapes")
     except Exception as error:  # a damaged file can raise almost any exception
-        reason = str(error).split("\n")[0][:80]
-        raise InputError(f"{path} is not a saved state ({reason}): remove it.") from None
-    require(found == settings, f"{path} belongs to a run with {found}: expected {settings}.")
+        raise InputError(
+            f"{path} is not a saved state of this model ({first_line(error)[:80]}): remove it to "
+            "train from the start."
+        ) from None
+    others = [key for key in settings | found if found.get(key) != settings.get(key)]
+    require(
+        not others,
+        f"{path} belongs to a run with other settings: "
+        + ", ".join(f"{k} is {short(found.get(k))}, not {short(settings.get(k))}" for k in others)
+        + ". Give the same settings, or change --out.",
+    )
     return log
 
 
@@ -320,8 +347,6 @@ def main(arguments=None):
         seed, length, most = given["seed"], given["length"], CONFIG.context_length
         require(0 <= seed < 10**6, f"--seed is {seed}: expected 0 to 999,999.")
         require(length <= most, f"--length is {length}: expected at most {most}.")
-        muon = hasattr(torch.optim, "Muon")
-        require(muon, f"torch {torch.__version__} has no torch.optim.Muon: install 2.9 or later.")
         require(
             importlib.util.find_spec("matplotlib"),
             "matplotlib, which draws the loss curve, is not installed: pip install matplotlib",

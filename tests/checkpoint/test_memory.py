@@ -236,5 +236,7 @@ def test_the_plans_text_lists_needs_and_limits():
     assert re.findall(r"^has +([\d.]+) GB", text, re.M) == ["24.000"]
     assert "which then stays in memory" in text and "device" not in text and "lacks" not in text
     assert plan(4 * GB).missing == 0 and "read again for every token" in str(plan(4 * GB))
+    apples = replace(plan(17 * GB), way="on the device")  # its memory is the RAM: weights count
+    assert apples.missing == 0.75 * GB and replace(apples, ram=18 * GB).missing == 0
     assert plan(GB).missing == 0.75 * GB and "lacks      0.750 GB" in str(plan(GB))
     assert plan(GB, GB).missing == 1.75 * GB and "1.000 GB  query and key" in str(plan(GB, GB))

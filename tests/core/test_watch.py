@@ -4,6 +4,7 @@ import io
 import math
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -41,6 +42,86 @@ def test_watch_ends_with_its_block_and_restores_the_profiler():
         pass
     model.rms_norm(torch.ones(2, 3), torch.ones(3), 1e-5)
     assert seen == []
+
+
+ONE = torch.ones(2, 3), torch.ones(3), 1e-5
+
+
+def norm():
+    return model.rms_norm(*ONE)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_blocks_that_overlap_each_see_their_calls_and_end_in_any_order(first):
+    """As blocks in two generators do: they need not end in the opposite order of their start."""
+
+    def profile(*_):
+        pass
+
+    sys.setprofile(profile)
+    try:
+        blocks = watch(model.rms_norm), watch(model.rms_norm, norm)
+        one, two = (block.__enter__() for block in blocks)
+        norm()
+        assert [call["def"] for call in one] == ["rms_norm"]
+        assert [call["def"] for call in two] == ["rms_norm", "norm"]
+        blocks[first].__exit__(None, None, None)
+        norm()
+        assert (len(one), len(two)) == ((1, 4) if first == 0 else (2, 2))
+        blocks[1 - first].__exit__(None, None, None)
+        assert sys.getprofile() is profile
+    finally:
+        sys.setprofile(None)
+    before = len(one), len(two)
+    norm()
+    assert (len(one), len(two)) == before
+
+
+def test_each_thread_records_its_own_calls():
+    """Also where a block of a thread ends in another one, as a generator's may."""
+
+    def in_thread(function):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(function).result()
+
+    with watch(model.rms_norm) as seen:
+        in_thread(norm)
+        assert in_thread(sys.getprofile) is None and seen == []
+
+        def watched():
+            with watch(model.rms_norm) as inner:
+                norm()
+            return inner, sys.getprofile()
+
+        assert [len(in_thread(watched)[0]), len(seen)] == [1, 0]
+        assert in_thread(watched)[1] is None
+        norm()
+    assert len(seen) == 1
+
+    block = watch(model.rms_norm)
+    seen = block.__enter__()
+    in_thread(lambda: block.__exit__(None, None, None))
+    norm()
+    norm()
+    assert seen == [] and sys.getprofile() is None
+
+
+def test_a_profile_function_set_inside_a_block_is_not_lost_and_returns_no_other():
+    def profile(*_):
+        pass
+
+    with watch(norm) as seen:
+        norm()
+        sys.setprofile(profile)
+    assert sys.getprofile() is profile  # it is not the block's
+    sys.setprofile(None)
+    outer = watch(norm)
+    outer.__enter__()
+    sys.setprofile(profile)
+    with watch(norm) as inner:
+        norm()
+    outer.__exit__(None, None, None)
+    assert (len(seen), len(inner), sys.getprofile()) == (1, 1, None)
 
 
 def test_only_python_functions_can_be_watched():

@@ -1,17 +1,25 @@
 """The pre-training of the tiny model: data, validation, saved states, and resuming bit for bit."""
 
+import contextlib
+import errno
 import io
 import json
+import os
 import re
+import signal
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 
 from llama3_scratch import PRESETS, Config, InputError, load, train
+from llama3_scratch.checkpoint.files import LOCK, locked
 from llama3_scratch.tiny import pretrain, world
 from llama3_scratch.tokenizer import N_SPECIAL
 from llama3_scratch.watch import watch
@@ -21,20 +29,21 @@ SHORT = {"steps": 6, "rows": 2, "length": 64, "config": SMALL, "every": 3}
 FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
 make_tokenizer = cache(pretrain.make_tokenizer)  # it takes a second
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon, from torch 2.9 on"
-)
-
 
 @pytest.fixture(autouse=True, scope="module")
 def deterministic():
-    """One thread, deterministic algorithms, one tokenizer for all tests; then restore the old."""
+    """One thread, deterministic algorithms, one tokenizer for all tests; then restore the old.
+
+    Little is held out, so that a run takes a fraction of a second.
+    """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "make_tokenizer", make_tokenizer)
+        few = partial(pretrain.Validation, n_documents=20, n_repeats=4)
+        patch.setattr(pretrain, "Validation", few)
         yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
@@ -122,7 +131,7 @@ def test_validation_measures_whole_documents_and_only_repeated_words(tokenizer):
 def test_ten_steps_lower_the_loss(tokenizer):
     weights = train.start_weights(SMALL, 0)
     optimizers = train.make_optimizers(weights)
-    held_out = pretrain.Validation(tokenizer, SMALL, 20, 2)
+    held_out = pretrain.Validation(tokenizer, SMALL)
     before, _ = held_out.measure(weights)
     for step in range(10):
         ids, _ = pretrain.training_rows(tokenizer, 4, 64, step, step / 10)
@@ -257,17 +266,25 @@ def test_an_unfinished_run_is_resumed_only_on_request_and_with_its_settings(tmp_
     killed_run(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="unfinished run: add --resume"):
         pretrain.train(tmp_path, **SHORT)
-    with pytest.raises(InputError, match="'steps': 6.*expected.*'steps': 8"):
+    with pytest.raises(InputError, match="other settings: steps is 6, not 8. Give the same"):
         pretrain.train(tmp_path, **SHORT | {"steps": 8, "resume": True})
+    state = torch.load(tmp_path / pretrain.STATE, weights_only=True)
+    state["log"]["settings"]["of another version"] = 1
+    torch.save(state, tmp_path / pretrain.STATE)
+    with pytest.raises(InputError, match="other settings: of another version is 1, not None"):
+        pretrain.train(tmp_path, **SHORT | {"resume": True})
+    del state["log"]["settings"]["of another version"]
+    torch.save(state, tmp_path / pretrain.STATE)
     monkeypatch.setattr(world, "PLACES", world.PLACES[::-1])
-    with pytest.raises(InputError, match="'text': .*expected"):
+    with pytest.raises(InputError, match="other settings: text is '.*', not "):
         pretrain.train(tmp_path, **SHORT | {"resume": True})
 
 
 def test_a_folder_or_a_state_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SystemExit, match=r"error: --out .*file.*Name a folder to write into"):
+        says = r"error: .*file.* cannot be written .*name a folder into which you may write"
+        with pytest.raises(SystemExit, match=says):
             pretrain.main(["--out", str(out)])
 
     def full(state, path):
@@ -278,6 +295,84 @@ def test_a_folder_or_a_state_that_cannot_be_written_is_refused(tmp_path, monkeyp
     with pytest.raises(InputError, match="cannot be written .*is the disk full"):
         pretrain.train(tmp_path / "out", **SHORT)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("file", ["consolidated.00.pth", "loss.svg", "training.json"])
+def test_a_disk_that_fills_at_the_end_of_a_training_loses_nothing(
+    tmp_path, monkeypatch, finished, file
+):
+    """The state remains, and `--resume` completes the run in the same bits."""
+
+    def full(write):
+        def writing(first, *rest, **named):
+            if file in (getattr(path, "name", "") for path in (first, *rest)):
+                next(path for path in (first, *rest) if isinstance(path, Path)).touch()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(first, *rest, **named)
+
+        return writing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full(torch.save))
+        patch.setattr(pretrain, "draw_losses", full(pretrain.draw_losses))
+        patch.setattr(Path, "write_text", full(Path.write_text))
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
+            pretrain.train(tmp_path, **SHORT)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {pretrain.STATE} | (set() if file == FILES[0] else set(FILES))
+    _, files = run(tmp_path, resume=True)
+    assert files == finished[2] and (tmp_path / "training.json").exists()
+
+
+def test_a_damaged_log_is_not_taken_for_a_finished_run(tmp_path, monkeypatch, finished):
+    killed_run(tmp_path, monkeypatch)
+    log = tmp_path / "training.json"
+    for content in ("", "{", "[]", "{}", "9", "\0"):
+        log.write_text(content)
+        with pytest.raises(InputError, match="is empty or damaged: remove it, .* with --resume"):
+            pretrain.train(tmp_path, **SHORT | {"resume": True})
+    log.unlink()  # as the message says
+    assert run(tmp_path, resume=True)[1] == finished[2]
+
+
+def test_two_trainings_do_not_write_into_one_folder(tmp_path, monkeypatch):
+    killed_run(tmp_path, monkeypatch)
+    with (
+        ThreadPoolExecutor(1) as other,
+        locked(tmp_path),  # by one thread, so that it is locked for another one, too
+        pytest.raises(InputError, match="another program is writing into .*wait until it ends"),
+    ):
+        other.submit(pretrain.train, tmp_path, **SHORT | {"resume": True}).result()
+    pretrain.train(tmp_path, **SHORT | {"resume": True})  # the control
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, finished):
+    """SIGKILL at random moments, also while a state is saved: every step saves one."""
+    every = {"resume": True, "every": 1}
+    started = time.monotonic()
+    run(tmp_path / "in one piece", **every)
+    duration = time.monotonic() - started
+
+    folder, moments, resumed = tmp_path / "killed", Random(0), set()
+    for tenth in range(1, 9):
+        pid = os.fork()
+        if not pid:
+            try:
+                pretrain.train(folder, **SHORT | every)
+            finally:
+                os._exit(0)
+        time.sleep(duration * (tenth + moments.uniform(-0.5, 0.5)) / 10)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        with contextlib.suppress(FileNotFoundError):
+            resumed.add(torch.load(folder / pretrain.STATE, weights_only=True)["log"]["step"])
+    if not (folder / "training.json").exists():
+        pretrain.train(folder, **SHORT | every)
+    assert resumed  # it was killed after a state was saved
+    assert finished[2] == [(folder / name).read_bytes() for name in FILES]
+    names = {path.name for path in folder.iterdir()}
+    assert names - {LOCK, pretrain.STATE} == {*FILES, "loss.svg", "training.json"}
 
 
 def broken(state):
@@ -292,7 +387,13 @@ def broken(state):
     weights = state["weights"]
     yield "no norm", state | {"weights": {k: v for k, v in weights.items() if k != "norm.weight"}}
     yield "a shape", state | {"weights": weights | {"norm.weight": torch.ones(5)}}
+    yield "a number", state | {"weights": weights | {"norm.weight": torch.tensor(1.0)}}
+    yield "losses of fewer steps", state | {"losses": state["losses"][:1]}
+    yield "a step that is not there", state | {"log": state["log"] | {"step": 7}}
     yield "one optimizer", state | {"optimizers": state["optimizers"][:1]}
+    muon, adam = state["optimizers"]
+    fewer = {i: {"momentum_buffer": torch.ones(5)} for i in muon["state"]}
+    yield "an optimizer's shapes", state | {"optimizers": [muon | {"state": fewer}, adam]}
 
 
 def test_a_damaged_state_is_refused(tmp_path, monkeypatch):
@@ -352,9 +453,3 @@ def test_the_command_line_passes_its_arguments_on(tmp_path, monkeypatch):
 def test_wrong_arguments_are_named(tmp_path, argument, value):
     with pytest.raises(SystemExit, match=f"error: {argument} is {value}: expected"):
         pretrain.main(["--out", str(tmp_path), argument, value])
-
-
-def test_an_old_torch_is_refused_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(SystemExit, match="2.9 or later"):
-        pretrain.main(["--out", str(tmp_path)])

@@ -69,7 +69,7 @@ def test_the_examples_for_readers_are_answered():
     root, (weights, config, tokenizer) = Path(__file__).parents[2], load("tiny", torch.float32)
     page = (root / "site" / "playground" / "index.html").read_text(encoding="utf-8")
     assert set(re.findall(r'data-example="(.*?)"', page)) == set(answers)
-    shown = re.findall(r'python -m llama3_scratch "(.*?)"', (root / "README.md").read_text("utf-8"))
+    shown = re.findall(r'llama3-scratch "(.*?)"', (root / "README.md").read_text("utf-8"))
     assert shown and set(shown) <= set(answers)
     for prompt, answer in answers.items():
         right = tokenizer.encode(answer, bos=False)

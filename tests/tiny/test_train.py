@@ -8,10 +8,6 @@ from helpers import ODD, make_tokens
 
 from llama3_scratch import forward, random_weights, train
 
-needs_muon = pytest.mark.skipif(
-    not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon exists from torch 2.9 on"
-)
-
 
 def copies(weights):
     return {name: tensor.detach().clone() for name, tensor in weights.items()}
@@ -47,7 +43,6 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
     assert factors == pytest.approx([0.01, 0.5, 1.0, 1.0, 1.0, 0.5, 0.002])
 
 
-@needs_muon
 def test_each_weight_has_one_optimizer_and_only_some_decay():
     weights = train.start_weights(ODD, 0)
     before, optimizers = copies(weights), train.make_optimizers(weights)
@@ -65,7 +60,6 @@ def test_each_weight_has_one_optimizer_and_only_some_decay():
         assert torch.equal(tensor, before[name]) == (decay == 0)
 
 
-@needs_muon
 def test_a_step_clips_the_gradient_and_scales_the_learning_rates(monkeypatch):
     weights = train.start_weights(ODD, 0)
     before, norms, clip = copies(weights), [], torch.nn.utils.clip_grad_norm_
