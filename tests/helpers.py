@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama3_scratch import Config, InputError, Tokenizer, generate, load, random_weights, save
+from llama3_scratch import (
+    Config,
+    InputError,
+    Tokenizer,
+    forward,
+    generate,
+    load,
+    random_weights,
+    save,
+)
 from llama3_scratch.__main__ import main
 from llama3_scratch.config import RopeScaling
 from llama3_scratch.tokenizer import SPLIT_PATTERN, special_tokens
@@ -275,3 +284,39 @@ def refused(folder, says, capsys):
     assert says in shown and "Traceback" not in shown
     assert sum(1 + len(line) // 80 for line in shown.splitlines()) <= 24  # one screen
     return shown
+
+
+def llama_cpp(path):
+    """A GGUF file -> a function: ids -> [(token, log-probability)] of llama.cpp's ten likeliest.
+
+    Keys and values are cached in float32, attention is computed in steps: the rounding that is left
+    is that of the weights' type.
+    """
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = 512, 1, False, 0
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(settings)
+
+    def complete(prompt, n_tokens=1):
+        """prompt: ids, or a text. Returns (the ten likeliest at the first place, the text)."""
+        answer = server.handle_completions({
+            "prompt": prompt, "n_predict": n_tokens, "temperature": 0.0, "n_probs": 10,
+            "cache_prompt": False,
+        })["choices"][0]  # fmt: skip
+        first = answer["logprobs"]["content"][0]["top_logprobs"]
+        return [(entry["id"], entry["logprob"]) for entry in first], answer["text"]
+
+    return complete
+
+
+def furthest(theirs, weights, tokens, config):
+    """The largest difference of log-probabilities among llama.cpp's ten, by our logit scale."""
+    logits = forward(weights, torch.as_tensor(tokens), config)[-1].double()
+    ours = torch.log_softmax(logits, -1)
+    worst = max(abs(float(ours[token]) - logprob) for token, logprob in theirs)
+    return worst / float(logits.abs().max())
