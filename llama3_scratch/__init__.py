@@ -1,19 +1,24 @@
 """Llama 3 from scratch: every operation between a prompt and the next token, equal to Meta's.
 
 The core is `config`, `tokenizer`, `model`, `cache` and `generate`, in the order to read them; it
-imports nothing from the rest. Around it stand wings: `checkpoint` (files <-> weights), `speed`,
-`train`, `tiny` (the toy world and its model), `exercises`, and `watch`, `plots` and `reference`,
-with which the notebooks look inside.
+imports nothing from the rest. Around it stand wings: `checkpoint` (files <-> weights), `formats`
+(numbers of few bits), `speed`, `train`, `tiny` (the toy world and its model), `exercises`, and
+`watch`, `plots` and `reference`, with which the notebooks look inside.
 
 How a prompt becomes a token: `__main__.run` opens the checkpoint, encodes the prompt, plans the
 memory for exactly this run and loads the weights by that plan. `generate` passes the ids to
 `forward`, which looks up their embeddings, sends them through `block` once per layer, each with its
 part of the `Cache`, and returns logits; `choose` takes a token from the last row, and the loop
 repeats with that token alone. How a tensor gets there: `checkpoint.source` decides by the weights
-in the folder whether `meta` or `huggingface` reads it; that module maps the files and gives a
-`LazyWeights`, a mapping that reads, casts and moves a tensor when `layer` looks it up by Meta's
+in the folder whether `meta`, `huggingface` or `gguf` reads it; that module maps the files and gives
+a `LazyWeights`, a mapping that reads, casts and moves a tensor when `layer` looks it up by Meta's
 name; `linear` multiplies by it.
 """
+
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    sys.path.pop(0)  # `python -m` puts the current folder first, and a stranger's torch.py with it
 
 from llama3_scratch import model
 from llama3_scratch.cache import Cache

@@ -1,9 +1,11 @@
-"""The command line: `python -m llama3_scratch "some prompt"`, and the commands chat and verify."""
+"""The command line: `llama3-scratch "some prompt"`, and the commands chat, verify and export."""
 
 import argparse
 import itertools
+import json
 import math
 import os
+import re
 import sys
 import textwrap
 import time
@@ -12,9 +14,10 @@ from llama3_scratch import PROMPT, InputError, generate, load, model, shape, wat
 from llama3_scratch.chat import chat
 from llama3_scratch.checkpoint import memory
 from llama3_scratch.checkpoint.lazy import DTYPES
-from llama3_scratch.checkpoint.source import open_checkpoint
-from llama3_scratch.checkpoint.verify import checks
-from llama3_scratch.generate import chunk_size
+from llama3_scratch.checkpoint.source import opened
+from llama3_scratch.checkpoint.templates import FORMATS, chat_format, read_template
+from llama3_scratch.errors import visible
+from llama3_scratch.generate import choose, chunk_size
 from llama3_scratch.watch import progress
 
 LARGE = 500_000_000  # above this many parameters the memory plan is printed
@@ -30,9 +33,10 @@ ABOUT = {  # command: (what --help says first, and last)
     "": (
         "Run a prompt through Llama 3 and look inside: the tokens with their ids, the shape of "
         "each stage, the five likeliest next tokens, and then the text as it is generated.",
-        WHERE + "The first word may be a command: 'chat', for a conversation, or 'verify', to "
-        "check a checkpoint's files; each has its own --help. To use one of these two words as a "
-        "prompt, put -- before it.",
+        WHERE + "The first word may be a command: 'chat', for a conversation; 'verify', to check a "
+        "checkpoint's files; 'export', to write them in another form. Each has its own --help. To "
+        "use one of these words as a prompt, put -- before it. If llama3-scratch is not found, "
+        "'python -P -m llama3_scratch' is the same.",
     ),
     "chat": (
         "Talk with an Instruct model: each line is a message, and a line that ends with a "
@@ -44,39 +48,79 @@ ABOUT = {  # command: (what --help says first, and last)
     ),
     "verify": (
         "Check a checkpoint's files, one line for each check: sizes and hashes (from Meta's "
-        "checklist.chk, or recorded at the download), the settings, names, shapes and types of the "
-        "tensors, whether all numbers are finite, RoPE's scaling, the tokenizer, the prompt's ids.",
+        "checklist.chk, recorded at the download, or published), CRC-32, the settings, names, "
+        "shapes and types of the tensors, whether all numbers are finite, RoPE's scaling, the "
+        "tokenizer, published ids of texts, and which token the model predicts after the prompt.",
         "The exit code is 0, or 2 if a line begins with FAULT. A check is 'skipped' if there is "
-        "nothing to compare with. Every byte is read, which takes some minutes for 16 GB.",
+        "nothing to compare with. Every byte is read, which takes some minutes for 16 GB; with "
+        "--against published or transformers the model also computes.",
     ),
-}
+    "export": (
+        "Write a checkpoint in another form: 'huggingface' (a folder for transformers), 'gguf' (a "
+        "file for llama.cpp and Ollama) or 'meta' (a folder with consolidated.00.pth).",
+        "OUT is new: no file is ever replaced. What is written is complete, or it is not there.",
+    ),
+}  # fmt: skip
 
 
 def parser(command=""):
     """Return the parser of a command's arguments, with the text of its `--help`."""
     description, epilog = ABOUT[command]
-    prog = f"python -m llama3_scratch {command}".strip()
+    prog = f"llama3-scratch {command}".strip()
     args = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
-    add = args.add_argument
-    if command == "verify":
-        add("directory", metavar="DIR", help="a folder, owner/name on Hugging Face, or tiny")
-        return args
-    if command == "chat":
-        add("--system", metavar="TEXT", help="the system message, sent before the first question")
-    else:
-        add("prompt", nargs="?", default=PROMPT, help=f'the text to continue (default: "{PROMPT}")')
-    max_new, temperature, top_p = (512, 0.6, 0.9) if command == "chat" else (32, 0.0, 1.0)
-    add("--checkpoint", metavar="DIR", help="a folder, owner/name on Hugging Face, tiny or random")
-    default = "(default: %(default)s)"
-    add("--max-new", type=int, default=max_new, metavar="N", help=f"at most N new tokens {default}")
-    add("--temperature", type=float, default=temperature, metavar="X", help="0 takes the likeliest "
-        f"token each time; 1 samples from the model's own probabilities {default}")  # fmt: skip
-    add("--top-p", type=float, default=top_p, metavar="X", help="sample only from the likeliest "
-        f"tokens that together have probability X; 1 keeps all {default}")  # fmt: skip
+    {"": _add_run, "chat": _add_chat, "verify": _add_verify, "export": _add_export}[command](
+        args.add_argument
+    )
+    return args
+
+
+def _add_run(add):
+    add("prompt", nargs="?", default=PROMPT, help=f'the text to continue (default: "{PROMPT}")')
+    _add_sampling(add, max_new=32, temperature=0.0, top_p=1.0)
+    add("--json", action="store_true", help="print one JSON object instead, for programs")
+
+
+def _add_chat(add):
+    add("--system", metavar="TEXT", help="the system message, sent before the first question")
+    add("--template", choices=FORMATS, help="how a conversation becomes tokens. huggingface: by "
+        "the chat template of the model's files, as in transformers; for Meta's files, which have "
+        "none, by that of Llama 3, or of 3.1 with its date, 26 Jul 2024. meta: by Meta's format. "
+        "(default: the files' own template, or meta if they have none)")  # fmt: skip
+    _add_sampling(add, max_new=512, temperature=0.6, top_p=0.9)
+
+
+def _add_sampling(add, **defaults):
+    add("--checkpoint", metavar="DIR", help="a folder, a .gguf file, owner/name on Hugging Face, "
+        "tiny or random")  # fmt: skip
+    for name, kind, letter, text in (
+        ("max_new", int, "N", "at most N new tokens"),
+        ("temperature", float, "X", "0 takes the likeliest token each time; 1 samples from the "
+         "model's own probabilities"),
+        ("top_p", float, "X", "sample only from the likeliest tokens that together have "
+         "probability X; 1 keeps all"),
+    ):  # fmt: skip
+        add(f"--{name.replace('_', '-')}", type=kind, default=defaults[name], metavar=letter,
+            help=f"{text} (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="the same N samples the same text again")
     add("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, mps")
     add("--dtype", choices=DTYPES, help="the type to compute in (default: as stored)")
-    return args
+
+
+def _add_verify(add):
+    add("directory", metavar="DIR", help="a folder, a .gguf file, owner/name on Hugging Face, tiny")
+    add("--against", choices=["published", "transformers"], help="also compare what the model "
+        "answers: with published answers of the released models (one pass, in float32), or with "
+        "the logits and next tokens of the package transformers on ten texts (in float32 if there "
+        "are 4 bytes of memory per parameter, otherwise as stored)")  # fmt: skip
+    add("--json", action="store_true", help="print one JSON object per check, for programs")
+
+
+def _add_export(add):
+    add("directory", metavar="DIR", help="a folder, a .gguf file, owner/name on Hugging Face, tiny")
+    add("--to", required=True, choices=["huggingface", "gguf", "meta"], help="the form to write")
+    add("out", metavar="OUT", help="the new folder, or the new file NAME.gguf")
+    add("--dtype", "--type", dest="type", metavar="TYPE", help="float32, float16 or bfloat16 (or "
+        "F32, F16, BF16); for gguf also Q8_0 (default: as stored)")  # fmt: skip
 
 
 def print_tokens(tokens, config, tokenizer):
@@ -88,8 +132,8 @@ def print_tokens(tokens, config, tokenizer):
     print(textwrap.fill("  ".join(pieces), 96, **INDENT).replace("\0", " "), flush=True)
 
 
-def print_stages(seen, config, tokenizer):
-    """Print what `watch` recorded of a forward pass: stages' shapes, the five likeliest tokens."""
+def print_stages(seen, config):
+    """Print the shapes of the stages that `watch` recorded of a forward pass."""
     by_name = {call["def"]: call for call in seen}
     whole, inside, heads = (by_name[name] for name in ("forward", "block", "attention"))
     stages = [
@@ -98,15 +142,18 @@ def print_stages(seen, config, tokenizer):
         ("keys, by head", heads["rotated_key"], "T K H"),
         ("values, by head", heads["value"], "T K H"),
         ("after attention", inside["middle"], "T D"),
-        ("logits", whole["return"], "T V"),
+        ("logits, last token", whole["return"][-1], "V"),
     ]
     print()
     for name, tensor, letters in stages:
         print(f"  {name:18} {shape(tensor, letters, config)}")
-    top = whole["return"][-1].softmax(-1).topk(min(5, config.vocab_size))
-    print("\nnext token, and its probability")
-    for probability, token in zip(top.values, top.indices, strict=True):
-        print(f"  {tokenizer.decode([token])!r:14} {token:>7}  {probability:.4f}")
+
+
+def likeliest(logits, tokenizer):
+    """[V] -> [(token, its text, its probability)] of the five likeliest next tokens."""
+    ids = logits.argsort(descending=True, stable=True)[:5].tolist()
+    probabilities = logits.softmax(-1)
+    return [(token, tokenizer.decode([token]), float(probabilities[token])) for token in ids]
 
 
 def loaded(args, stored, tokens):
@@ -126,28 +173,49 @@ def loaded(args, stored, tokens):
 
 def run(args):
     """Run the prompt through the model and continue it. Raises `InputError`."""
-    stored = open_checkpoint(args.checkpoint)
+    _, stored = opened(args.checkpoint)
     tokens = stored.tokenizer.encode(args.prompt)
     weights, config, tokenizer = loaded(args, stored, max(1, len(tokens)))
     passes = math.ceil(len(tokens) / chunk_size(max(1, len(tokens)), config))
-    watched = WATCHED if passes == 1 else ()  # what is watched stays in memory
-    with progress(passes * config.n_layers) as attend, watch(*watched) as seen:
+    watched = WATCHED if passes == 1 and not args.json else ()  # what is watched stays in memory
+    with progress(passes * config.n_layers) as attend, watch(choose, *watched) as seen:
         new = generate(
             weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
-            seed=args.seed, stop=tokenizer.stop_ids, attend=attend,
+            seed=args.seed, attend=attend,
         )  # fmt: skip
         new = _timed(new, times := [time.perf_counter()])
-        print_tokens(tokens, config, tokenizer)
+        if not args.json:
+            print_tokens(tokens, config, tokenizer)
         first = list(itertools.islice(new, 1))
-    if seen:
-        print_stages(seen, config, tokenizer)
+    top = [entry for call in seen[-1:] for entry in likeliest(call["logits"], tokenizer)]
+    if len(seen) > 1:
+        print_stages(seen, config)
     del seen
-    print(f"\n{args.prompt}", end="", flush=True)
-    for text in tokenizer.stream(itertools.chain(first, new)):
-        print(text, end="", flush=True)
+    answer = _until(tokenizer.stop_ids, itertools.chain(first, new), stopped := [])
+    if args.json:
+        answer = list(answer)
+        print(json.dumps({
+            "prompt": args.prompt, "ids": tokens,
+            "next": [dict(zip(("id", "token", "probability"), entry, strict=True))
+                     for entry in top],
+            "new_ids": answer, "text": tokenizer.decode(answer),
+            "stopped_by": tokenizer.decode(stopped) if stopped else "max_new",
+            "speed": {what: {"tokens": n, "seconds": seconds, "tokens_per_second": n / seconds}
+                      for what, n, seconds in _speed(len(tokens), *times)},
+        }))  # fmt: skip
+        return
+    if top:
+        print("\nnext token, and its probability")
+    for token, text, probability in top:
+        print(f"  {text!r:14} {token:>7}  {probability:.4f}")
+    print(f"\n{visible(args.prompt)}", end="", flush=True)
+    for text in tokenizer.stream(answer):
+        print(visible(text), end="", flush=True)
     print()
-    if len(times) > 1:
-        print(f"({_speed(len(tokens), *times)})", file=sys.stderr)
+    speed = [f"{what}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} per second"
+             for what, n, seconds in _speed(len(tokens), *times)]  # fmt: skip
+    if speed:
+        print(f"({'; '.join(speed)})", file=sys.stderr)
 
 
 def _timed(new, times):
@@ -157,31 +225,58 @@ def _timed(new, times):
         yield token
 
 
-def _speed(n_prompt, began, first, *later):
-    """Tokens; times at the start, at the first new token, at the others -> a line of text."""
-    parts = [("prompt", n_prompt, first - began)]
-    parts += [("then", len(later), later[-1] - first)] if later else []
-    return "; ".join(f"{what}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} per second"
-                     for what, n, seconds in parts)  # fmt: skip
+def _until(stop, new, stopped):
+    """Yield new tokens up to one of `stop`, which is appended to `stopped`."""
+    for token in new:
+        if token in stop:
+            stopped.append(token)
+            return
+        yield token
+
+
+def _speed(n_prompt, began, *times):
+    """Tokens; times at the start and at each new token -> [(what, tokens, seconds)]."""
+    spans = [("prompt", n_prompt, times[0] - began)] if times else []
+    return spans + ([("then", len(times) - 1, times[-1] - times[0])] if times[1:] else [])
 
 
 def run_chat(args):
     """Run a conversation with the given arguments. Raises `InputError`."""
-    stored = open_checkpoint(args.checkpoint)
+    path, stored = opened(args.checkpoint)
+    form = chat_format(path, stored.tokenizer, args.template)
     chat(
-        *loaded(args, stored, CHAT_ROOM), system=args.system, max_new=args.max_new,
+        *loaded(args, stored, CHAT_ROOM), form=form, system=args.system, max_new=args.max_new,
         temperature=args.temperature, top_p=args.top_p, seed=args.seed,
     )  # fmt: skip
 
 
 def run_verify(args):
-    """Print one line per check. Returns the exit code."""
+    """Print one line, or with `--json` one object, per check. Returns the exit code."""
+    from llama3_scratch.checkpoint.against import AGAINST
+    from llama3_scratch.checkpoint.verify import checks
+
+    further = [AGAINST[args.against]] if args.against else []
     faults = 0
-    for verdict, what, text in checks(args.directory):
+    for verdict, what, text in itertools.chain.from_iterable(
+        check(args.directory) for check in (checks, *further)
+    ):
         faults += verdict == "FAULT"
         lines = text.replace("\n", "\n" + " " * 9)
-        print(f"{verdict:8} {what:20} {lines}", flush=True)
+        entry = json.dumps({"verdict": verdict, "check": what, "text": text})
+        print(entry if args.json else f"{verdict:8} {what:20} {lines}", flush=True)
     return 2 if faults else 0
+
+
+def run_export(args):
+    """Write the checkpoint in another form. Raises `InputError`."""
+    from llama3_scratch.checkpoint.export import export
+
+    path, stored = opened(args.directory)
+    export(stored, args.to, args.out, args.type, read_template(path)[0])
+    print(visible(f"{args.out} is written."))
+
+
+RUN = {"": run, "chat": run_chat, "verify": run_verify, "export": run_export}
 
 
 def main(arguments=None):
@@ -196,20 +291,20 @@ def main(arguments=None):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        return {"": run, "chat": run_chat, "verify": run_verify}[command](args) or 0
+        return RUN[command](args) or 0
     except InputError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print()
+        print(file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, for example `head`, has stopped reading
         sys.stdout = None  # nothing is flushed at exit
         return 1
     except OSError as error:
         sys.stdout = None
-        return _fail(f"the output cannot be written ({error.strerror}).")
+        return _fail(f"the output cannot be written ({error.strerror or error}).")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
             raise
         return _fail("this machine has too little memory: try a smaller --max-new or --dtype.")
 

@@ -2,13 +2,12 @@
 
 import math
 from collections import ChainMap
-from collections.abc import Iterable
 
 import torch
 from torch.nn import functional
 
 from llama3_scratch.cache import Cache
-from llama3_scratch.errors import InputError, require, short, whole
+from llama3_scratch.errors import InputError, real, require, whole, wholes
 from llama3_scratch.model import attend as readable_attend
 from llama3_scratch.model import forward
 
@@ -45,14 +44,15 @@ def choose(logits, temperature=0.0, top_k=None, top_p=1.0, generator=None):
 def check_sampling(max_new, temperature=0.0, top_k=None, top_p=1.0, seed=None):
     """Raise `InputError` for an argument of `generate` that is invalid with every prompt."""
     require(whole("max_new", max_new) >= 0, f"max_new is {max_new}: expected 0 or more tokens.")
-    require(0 <= temperature < math.inf, f"temperature is {temperature}: expected 0 or more.")
-    require(0 < top_p <= 1, f"top_p is {top_p}: expected more than 0 and at most 1.")
+    right = 0 <= real("temperature", temperature) < math.inf
+    require(right, f"temperature is {temperature}: expected 0 or more.")
+    require(0 < real("top_p", top_p) <= 1, f"top_p is {top_p}: expected more than 0, at most 1.")
     require(
         top_k is None or whole("top_k", top_k) >= 1,
         f"top_k is {top_k}: expected 1 or more, or None for all.",
     )
-    if seed is not None:
-        whole("seed", seed)
+    right = seed is None or -(2**63) <= whole("seed", seed) < 2**64
+    require(right, f"seed is {seed}: expected a number of 64 bits.")
 
 
 def chunk_size(n_tokens, config):
@@ -67,13 +67,14 @@ def generate(
     """Weights, the prompt's ids, Config -> a generator of at most `max_new` new ids.
 
     The prompt goes through the model in chunks of `chunk_size`, then each chosen token alone, with
-    a cache. A token of `stop` (for instance `tokenizer.stop_ids`) ends the text and is not yielded.
-    The same seed gives the same ids on the same machine; None draws a new seed. cache: one that
-    holds the keys and values of the first `cache.length` tokens (prefix caching), so that only the
-    others are computed; None makes a new one. Raises `InputError` for a bad argument before
-    anything is computed, and for logits that are not finite.
+    a cache. Of a prompt, logits are computed for the last token only. A token of `stop` (for
+    instance `tokenizer.stop_ids`) ends the text and is not yielded. The same seed gives the same
+    ids on the same machine; None draws a new seed. cache: one that holds the keys and values of the
+    first `cache.length` tokens (prefix caching), so that only the others are computed; None makes a
+    new one. Raises `InputError` for a bad argument before anything is computed, and for logits that
+    are not finite.
     """
-    tokens = [whole("a token", token) for token in tokens]
+    tokens = wholes("tokens", tokens)
     V, limit = config.vocab_size, config.context_length
     require(tokens, "the prompt has no tokens: expected at least <|begin_of_text|>.")
     outside = [token for token in tokens if not 0 <= token < V]
@@ -93,13 +94,22 @@ def generate(
         f"the cache has {cache.length} positions and the prompt {len(tokens)} tokens: expected a "
         "cache of fewer, those of the prompt's first tokens.",
     )
-    require(
-        isinstance(stop, Iterable) and not isinstance(stop, str),
-        f"stop is {short(stop)}: expected several ids, for example tokenizer.stop_ids.",
-    )
-    stop = {whole("a stop token", token) for token in stop}
+    stop = set(wholes("stop", stop))
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     return _steps(weights, tokens, config, max_new, sampling, seed, stop, attend, cache)
+
+
+class _LastRow:
+    """The output matrix, as `linear` multiplies it: only with the last row, [..., T, D] -> [1, V].
+
+    A single row may be rounded otherwise than the same row among many, in its last bits.
+    """
+
+    def __init__(self, weights):
+        self.weights, self.T = weights, self
+
+    def __rmatmul__(self, rows):
+        return rows[..., -1:, :] @ self.weights["output.weight"].T
 
 
 @torch.inference_mode()
@@ -112,13 +122,14 @@ def _steps(weights, prompt, config, max_new, sampling, seed, stop, attend, cache
     *chunks, tokens = uncached.split(chunk_size(len(prompt), config))
     for chunk in chunks if max_new else ():
         forward(without_output, chunk, config, cache, attend)  # only for its keys and values
+    last_row = ChainMap({"output.weight": _LastRow(weights)}, weights)
     for _ in range(max_new):
-        logits = forward(weights, tokens, config, cache, attend)
+        logits = forward(last_row, tokens, config, cache, attend)
         if not torch.isfinite(logits[-1]).all():
             raise InputError(
                 f"the logits are not finite. Either they overflow in {norm.dtype} (use a wider "
-                "dtype), or the weights hold NaN or infinity (`python -m llama3_scratch verify "
-                "DIR` names the tensors)."
+                "dtype), or the weights hold NaN or infinity (`llama3-scratch verify DIR` names "
+                "the tensors)."
             )
         token = choose(logits[-1], **sampling, generator=generator)
         if token in stop:

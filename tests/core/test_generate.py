@@ -55,12 +55,14 @@ def test_a_long_prompt_passes_in_chunks(monkeypatch):
     monkeypatch.setattr(module, "forward", recorded)
     V = ODD.vocab_size
     list(generate(weights, tokens, ODD, max_new=2))
-    assert lengths == [[512, 0], [188, V], [1, V]]
+    assert lengths == [[512, 0], [1, V], [1, V]]  # of the last row only
     close(last[1][-1], forward(weights, torch.tensor(tokens), ODD)[-1])
     lengths.clear()
     list(generate(weights, tokens, ODD, max_new=0))
-    list(generate(weights, tokens[:512], ODD, max_new=1))  # one piece: Meta's bits
-    assert lengths == [[512, V]]
+    list(generate(weights, tokens[:512], ODD, max_new=1))
+    assert lengths == [[1, V]]
+    whole = forward(weights, torch.tensor(tokens[:512]), ODD)
+    close(last[-1], whole[-1:])  # a row alone: equal but for its last bits
 
 
 def test_chunks_bound_the_scores_in_memory():
@@ -221,6 +223,21 @@ def test_tokens_are_drawn_with_their_probabilities():
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": 2.5}, "top_k is 2.5: expected a whole number"),
         ({"tokens": [1.5]}, "a token is 1.5: expected a whole number"),
+        ({"tokens": 5}, "tokens is 5: expected ids"),
+        ({"tokens": "ab"}, "tokens is 'ab'"),
+        ({"tokens": torch.tensor(5)}, "expected ids"),
+        ({"tokens": None}, "tokens is None"),
+        ({"tokens": [[1, 2]]}, "expected a whole number"),
+        ({"stop": 5}, "stop is 5: expected ids"),
+        ({"temperature": "1"}, "temperature is '1': expected a number"),
+        ({"temperature": None}, "temperature is None"),
+        ({"temperature": 1j}, "temperature is 1j"),
+        ({"temperature": torch.ones(3)}, "expected a number"),
+        ({"top_p": "0.9"}, "top_p is '0.9'"),
+        ({"max_new": 2.5}, "max_new is 2.5"),
+        ({"seed": "1"}, "seed is '1'"),
+        ({"seed": 2**64}, "expected a number of 64 bits"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
         ({"tokens": torch.zeros(2, 3)}, "expected a whole number"),
         ({"max_new": 2.5}, "max_new is 2.5: expected a whole number"),
         ({"seed": "a"}, "seed is 'a': expected a whole number"),

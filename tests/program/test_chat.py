@@ -1,6 +1,8 @@
 """`chat`, as a user meets it: through a pipe, in a terminal, and turn by turn."""
 
+import gc
 import itertools
+import json
 import os
 import re
 import select
@@ -8,12 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
+from helpers import SMALL, byte_level_tokenizer, make_weights
 
-from llama3_scratch import Config, InputError, forward, generate, load
+from llama3_scratch import Config, InputError, forward, generate, load, save
 from llama3_scratch.__main__ import main
-from llama3_scratch.chat import chat, fit
+from llama3_scratch.chat import Prefix, chat, fit
+from llama3_scratch.checkpoint.templates import Prompt, Template
+from llama3_scratch.checkpoint.tokenizers import OtherTokenizer
 
 SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, ["Ben likes tea.", "Who?", "And Mia?"]
 RANDOM = ["--checkpoint", "random", "--temperature", "0", "--max-new", "7000"]  # it never ends
@@ -116,10 +123,11 @@ def test_an_interrupted_answer_stays_in_the_history(talk, tiny):
 
 def test_messages_of_several_lines_lines_of_other_systems_and_empty_ones(talk, tiny):
     """An empty line is not sent."""
-    lines = ["\ufeffBen likes tea.\\", "Mia likes cake.\r", "", "  ", "Who?\r"]
+    lines = ["\ufeffBen likes tea.\\", "Mia likes cake.\r", "", "  ", "Who?\r", "And\\\r"]
     _, _, turns, answers = talk(lines, max_new=2)
     first, second = asked(tiny[2], "Ben likes tea.\nMia likes cake.", "Who?")
-    assert turns[0][1:] == first and turns[1][-len(second) :] == second and len(turns) == 2
+    assert turns[0][1:] == first and turns[1][-len(second) :] == second and len(turns) == 3
+    assert turns[2][-7:] == asked(tiny[2], "And\n")[0][-7:]  # the input ends after the backslash
 
 
 def test_two_interrupts_end_the_program(talk):
@@ -131,15 +139,27 @@ def test_two_interrupts_end_the_program(talk):
 
 
 def test_fit_drops_the_oldest_turns():
-    first, question = [1, 2], [90, 91, 92]
-    turns = [([10 * i] * i, [10 * i + 1] * 2) for i in range(1, 4)]  # 3, 4 and 5 tokens
-    whole = [1, 2, *turns[0][0], *turns[0][1], *turns[1][0], *turns[1][1], *turns[2][0],
-             *turns[2][1], *question]  # fmt: skip
-    assert fit(first, turns, question, 17) == (turns, whole)
+    turns = [[10 * i] * (i + 2) for i in range(1, 4)]  # 3, 4 and 5 tokens
+
+    def ask(some):
+        return Prompt([1, 2, *itertools.chain(*some), 90, 91, 92])
+
+    assert fit(ask, turns, 17) == (turns, ask(turns))
     for room, dropped in ((16, 1), (14, 1), (13, 2), (10, 2), (9, 3), (5, 3), (1, 3)):
-        kept, ids = fit(first, turns, question, room)
-        assert kept == turns[dropped:] and ids == fit(first, kept, question, 99)[1]
-        assert len(ids) <= max(room, 5)
+        assert fit(ask, turns, room) == (turns[dropped:], ask(turns[dropped:]))
+
+
+@pytest.mark.parametrize(("n", "room", "most"), [(300, 3, 1), (300, 10**6, 2), (300, 500, 12)])
+def test_a_text_is_not_encoded_once_for_each_turn(n, room, most):
+    """What does not fit alone is encoded once; where turns are dropped, the logarithm of turns."""
+    asked = []
+
+    def ask(some):
+        asked.append(len(some))
+        return Prompt([0] * (5 + 3 * len(some)))
+
+    fit(ask, [0] * n, room)
+    assert len(asked) <= most
 
 
 def test_a_full_context_drops_the_oldest_turns_with_a_notice(talk, tiny, monkeypatch):
@@ -189,12 +209,138 @@ def test_mistakes_are_reported_before_the_first_question(arguments, says, monkey
 
 
 def test_a_tokenizer_without_a_chat_format_is_refused(tiny):
-    class Other:
-        def encode_chat(self, messages):
-            raise InputError("its chat format is not known.")
+    other = OtherTokenizer(json.loads(byte_level_tokenizer().to_str()), "it")
+    with pytest.raises(InputError, match="Meta's chat format"):
+        chat(*tiny[:2], other)
 
-    with pytest.raises(InputError, match="chat format"):
-        chat(*tiny[:2], Other())
+
+def test_a_template_makes_the_prompts_and_its_end_token_stops(talk, tiny, monkeypatch):
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}assistant: "
+    )
+    form = Template(source, tiny[2], {"eos_token": "<|reserved_special_token_9|>"}, "it")
+    end = tiny[2].special["<|reserved_special_token_9|>"]
+    assert form.stop_ids == tiny[2].stop_ids | {end}
+    _, _, turns, answers = talk(ASKED[:2], system="S", max_new=4, temperature=0, form=form)
+    encode = tiny[2].encode
+    parts = [encode(text, bos=False) for text in (
+        "system: S", "user: " + ASKED[0], "assistant: ", "user: " + ASKED[1])]  # fmt: skip
+    assert turns[0] == [*parts[0], end, *parts[1], end, *parts[2]]
+    rest = [end, *parts[3], end, *parts[2]]
+    assert turns[1] == [*turns[0], *answers[0], *rest]
+    monkeypatch.setattr(Config, "context_length", 100)
+    _, err, turns, _ = talk(ASKED * 3, max_new=20, temperature=0, form=form)
+    assert len(turns) == 9 and max(map(len, turns)) <= 80 and "dropped" in err
+
+
+def test_another_models_folder_is_talked_with_by_its_template(tmp_path, monkeypatch, capsys):
+    """Its end token stops an answer: a model that always says that token says nothing."""
+    other = OtherTokenizer(json.loads(byte_level_tokenizer().to_str()), "it")
+    config = replace(SMALL, vocab_size=other.vocab_size)
+    weights = make_weights(config)
+    for name in weights:
+        if name.endswith(("wo.weight", "w2.weight")):
+            weights[name].zero_()
+    weights["tok_embeddings.weight"][:] = weights["norm.weight"][:] = 1
+    weights["output.weight"].zero_()[2] = 1
+    save(tmp_path, weights, config, other)
+    entered = iter([])
+
+    def entry(prompt):
+        if (line := next(entered, None)) is None:
+            raise EOFError
+        return line
+
+    def talked():
+        nonlocal entered
+        entered = iter(["Who?", "Why?"])
+        code = main(["chat", "--checkpoint", str(tmp_path), "--max-new", "3"])
+        return code, *capsys.readouterr()
+
+    monkeypatch.setattr("builtins.input", entry)
+    code, out, err = talked()
+    assert code == 2 and "no chat template" in err and out == ""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(source)
+    code, out, err = talked()
+    assert code == 0 and out == "<|im_end|><|im_end|><|im_end|>\n" * 2 and "cut at 3" in err
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    code, out, err = talked()
+    assert code == 0 and out == "\n\n" and "cut" not in err
+
+
+def test_what_a_template_refuses_is_not_sent_and_the_conversation_goes_on(talk, tiny):
+    source = ("{% for m in messages if m.content == 'no' %}{{ raise_exception('Not \x1b[2J no') }}"
+              "{% endfor %}{{ messages | map(attribute='content') | join('|') }}")  # fmt: skip
+    out, err, turns, _ = talk(["no", "yes"], max_new=2, form=Template(source, tiny[2], {}, "it"))
+    assert "(not sent: the chat template of it fails: Not \\x1b[2J no)" in err
+    assert turns == [tiny[2].encode("yes", bos=False)] and "\x1b" not in err
+
+
+@pytest.mark.parametrize("where", ["encode_chat", "start", "forward", "stream"])
+def test_ctrl_c_stops_what_is_going_on_and_no_earlier_turn_is_lost(where, talk, tiny, monkeypatch):
+    """While a paste is encoded, the cache is copied, the prompt computed, or a piece printed."""
+    target = {"encode_chat": (type(tiny[2]), "encode_chat"), "start": (Prefix, "start"),
+              "forward": (sys.modules["llama3_scratch.generate"], "forward"),
+              "stream": (type(tiny[2]), "stream")}[where]  # fmt: skip
+    original, armed = getattr(*target), []
+
+    def interrupted(*arguments):
+        if armed:
+            armed.pop()
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    def lines():
+        yield ASKED[0]
+        armed.append(True)
+        yield "word " * 40
+        yield ASKED[1]
+
+    monkeypatch.setattr(*target, interrupted)
+    _, err, turns, answers = talk(lines(), max_new=3, temperature=0)
+    weights, config, tokenizer = tiny
+    end = [tokenizer.special["<|eot_id|>"]]
+    assert turns[-1] == turns[0] + answers[0] + end + asked(tokenizer, ASKED[1])[0]
+    assert answers[-1] == list(generate(weights, turns[-1], config, 3, stop=tokenizer.stop_ids))
+    assert "the question is not part of the conversation" in err
+
+
+def test_what_the_model_says_is_shown_not_sent(talk, tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny[2]), "stream", lambda *_: iter(["a\x1b[2J", "\x9b\n", "b\tc"]))
+    assert talk(ASKED[:1], max_new=2)[0] == "a\\x1b[2J\\x9b\nb\tc\n"
+
+
+@pytest.mark.parametrize(("n_turns", "leak"), [(300, False), (150, True)])
+def test_300_turns_do_not_need_more_memory(n_turns, leak, tiny, monkeypatch, capsys):
+    """The context is full after some 8 turns. The control keeps each turn's cache."""
+    monkeypatch.setattr(Config, "context_length", 128)
+    used, kept, start = [], [], Prefix.start
+    numbers = iter(range(n_turns))
+
+    def entry(prompt):
+        i = next(numbers, None)
+        if i in (60, n_turns - 1):
+            gc.collect()
+            alive = (each for each in gc.get_objects() if isinstance(each, torch.Tensor))
+            used.append(sum(tensor.nbytes for tensor in alive))
+        if i is None:
+            raise EOFError
+        return f"Question {i}: who has the kite?"
+
+    def leaking(self, *arguments):
+        kept.append(start(self, *arguments))
+        return kept[-1]
+
+    if leak:
+        monkeypatch.setattr(Prefix, "start", leaking)
+    monkeypatch.setattr("builtins.input", entry)
+    weights = {name: tensor.float() for name, tensor in tiny.weights.items()}  # quicker
+    chat(weights, *tiny[1:], max_new=1, temperature=0)
+    assert capsys.readouterr().err.count("dropped") > n_turns - 20
+    assert (used[1] - used[0] > 2**24) == leak, used
 
 
 def start(arguments, **streams):
@@ -265,6 +411,10 @@ def test_chat_works_in_a_terminal():
     os.close(theirs)
     try:
         assert b"Ctrl-C stops an answer" in read_until(ours, lambda text: text.endswith(b"> "))
+        os.write(ours, b"a b " * 3000 + b"\n")  # longer than a terminal's own 4095 bytes
+        n = len(load("tiny").tokenizer.encode_chat([turn("user", "a b " * 3000)]))
+        said = read_until(ours, lambda text: text.endswith(b"\r\n> "))
+        assert f"(not sent: the prompt has {n} tokens".encode() in said
         for question in (b"One\n", b"Two\n"):
             os.write(ours, question)
             read_until(ours, lambda text: len(text) > 40)
