@@ -11,7 +11,7 @@ import textwrap
 import time
 
 from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
-from llama3_scratch.chat import chat
+from llama3_scratch.chat import chat, speed, speed_text
 from llama3_scratch.checkpoint import memory
 from llama3_scratch.checkpoint.lazy import DTYPES
 from llama3_scratch.checkpoint.source import opened
@@ -201,7 +201,7 @@ def run(args):
             "new_ids": answer, "text": tokenizer.decode(answer),
             "stopped_by": tokenizer.decode(stopped) if stopped else "max_new",
             "speed": {what: {"tokens": n, "seconds": seconds, "tokens_per_second": n / seconds}
-                      for what, n, seconds in _speed(len(tokens), *times)},
+                      for what, n, seconds in speed(len(tokens), *times)},
         }))  # fmt: skip
         return
     if top:
@@ -212,10 +212,8 @@ def run(args):
     for text in tokenizer.stream(answer):
         print(visible(text), end="", flush=True)
     print()
-    speed = [f"{what}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} per second"
-             for what, n, seconds in _speed(len(tokens), *times)]  # fmt: skip
-    if speed:
-        print(f"({'; '.join(speed)})", file=sys.stderr)
+    if spans := speed(len(tokens), *times):
+        print(f"({speed_text(spans)})", file=sys.stderr)
 
 
 def _timed(new, times):
@@ -232,12 +230,6 @@ def _until(stop, new, stopped):
             stopped.append(token)
             return
         yield token
-
-
-def _speed(n_prompt, began, *times):
-    """Tokens; times at the start and at each new token -> [(what, tokens, seconds)]."""
-    spans = [("prompt", n_prompt, times[0] - began)] if times else []
-    return spans + ([("then", len(times) - 1, times[-1] - times[0])] if times[1:] else [])
 
 
 def run_chat(args):

@@ -4,6 +4,7 @@ import bisect
 import contextlib
 import math
 import sys
+import time
 
 from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint.templates import MetasFormat, Turn
@@ -64,9 +65,9 @@ def chat(
     ends with a backslash continues on the next line. Ctrl-C stops what is going on; the part of an
     answer that is already written stays in the conversation, and a question without any is not in
     it. A second Ctrl-C before the next question ends the program, as does the end of the input
-    (Ctrl-D). Notices go to standard error. An answer has at most `max_new` tokens. The ids of the
-    conversation are kept, and so are their keys and values: a turn computes only what is new.
-    Raises `InputError` for a bad argument before anything is read.
+    (Ctrl-D). Notices and the speed of each answer go to standard error. An answer has at most
+    `max_new` tokens. The ids of the conversation are kept, and so are their keys and values: a turn
+    computes only what is new. Raises `InputError` for a bad argument before anything is read.
     """
     check_sampling(max_new, temperature, None, top_p, seed)
     form = form or MetasFormat(tokenizer)
@@ -103,14 +104,15 @@ def chat(
                      "answers are dropped)")  # fmt: skip
             with contextlib.ExitStack() as bar:
                 cache = prefix.start(prompt.ids, max_new)
-                passes = math.ceil((len(prompt.ids) - cache.length)
-                                   / chunk_size(len(prompt.ids), config))  # fmt: skip
+                computed = len(prompt.ids) - cache.length
+                passes = math.ceil(computed / chunk_size(len(prompt.ids), config))
                 attend = bar.enter_context(progress(config.n_layers * passes))
                 new = generate(
                     weights, prompt.ids, config, max_new, temperature=temperature, top_p=top_p,
                     seed=seed, stop=form.stop_ids, attend=attend, cache=cache,
                 )  # fmt: skip
-                for piece in tokenizer.stream(_noted(new, answer, bar)):
+                times = [time.perf_counter()]
+                for piece in tokenizer.stream(_noted(new, answer, bar, times)):
                     print(visible(piece), end="", flush=True)
         except EOFError:
             break
@@ -127,6 +129,8 @@ def chat(
         print(flush=True)
         if len(answer) == max_new and not interrupted:
             _say(f"(cut at {max_new} tokens, see --max-new)")
+        if spans := speed(computed, *times):
+            _say(f"({speed_text(spans)})")
         prefix.ids += answer
         turns, last = [*kept, Turn(message, answer)], prompt
     if prefix.computed < prefix.seen:
@@ -156,12 +160,25 @@ def _message(prompt):
     return line
 
 
-def _noted(new, answer, bar):
-    """Yield new tokens, appending each to `answer`; the first one closes the progress bar."""
+def _noted(new, answer, bar, times):
+    """Yield new tokens, noting each and its time; the first one closes the progress bar."""
     for token in new:
         bar.close()
         answer.append(token)
+        times.append(time.perf_counter())
         yield token
+
+
+def speed(n_prompt, began, *times):
+    """Tokens computed; times at the start and at each new token -> [(what, tokens, seconds)]."""
+    spans = [("prompt", n_prompt, times[0] - began)] if times else []
+    return spans + ([("then", len(times) - 1, times[-1] - times[0])] if times[1:] else [])
+
+
+def speed_text(spans):
+    """Return what `speed` returned as a line of text."""
+    return "; ".join(f"{what}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} per second"
+                     for what, n, seconds in spans)  # fmt: skip
 
 
 def _say(text):

@@ -430,30 +430,36 @@ def parameter_map(config, title="") -> Figure:
     return figure
 
 
-def choices(panels, labels) -> Figure:
-    """{title: [n] probabilities} and n labels -> bars side by side, a panel for each title.
+def choices(rows, labels, r, chosen) -> Figure:
+    """{name: [n] probabilities} and n labels -> a bar for each name, cut into n pieces.
 
-    Every panel has the same n rows and its own scale, up to its largest value. Each value except
-    0 is written beside its bar.
+    All bars are on one scale, from 0 to 1. The last label stands for all tokens without one. A line
+    at r crosses one piece of each bar, and `chosen` is written beside it: the token of that piece.
     """
-    rows = range(len(labels))
+    values = np.array([_listed(each) for each in rows.values()])  # [rows, n]
+    starts, places = values.cumsum(1) - values, range(len(rows))
+    colours = [*plt.get_cmap("viridis")(np.linspace(0, 0.9, len(labels) - 1)), "#e3e3ec"]
     with plt.rc_context(STYLE | {"font.size": 8}):
-        size = (7.2, 0.9 + 0.2 * len(labels))
-        figure = plt.figure(figsize=size, layout="constrained")
-        grid = figure.subplots(1, len(panels), sharey=True)
-        for axes, (title, values) in zip(grid, panels.items(), strict=True):
-            values = _listed(values)
-            drawn = axes.barh(rows, values, color=COLOURS[0], height=0.7)
-            shown = [f"{value:.3f}" if value else "" for value in values]
-            axes.bar_label(drawn, shown, padding=3, fontsize=7)
-            axes.set(xticks=[], xlim=(0, 1.6 * max(values)))
-            axes.set_title(title, fontsize=8)
-            axes.spines["bottom"].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-        marked = [label.translate(VISIBLE) for label in labels]
-        grid[0].set_yticks(rows, marked, parse_math=False)
-        grid[0].invert_yaxis()
-        figure.supxlabel("probability", fontsize=8)
+        figure = plt.figure(figsize=(7.2, 0.7 + 0.38 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for j, (label, colour) in enumerate(zip(labels, colours, strict=True)):
+            word = label.translate(VISIBLE) if j < len(labels) - 1 else label
+            axes.barh(places, values[:, j], 0.8, starts[:, j], color=colour, edgecolor=CARD)
+            ink = CARD if j < len(labels) // 2 else INK
+            for y, width, start in zip(places, values[:, j], starts[:, j], strict=True):
+                upright = width < 0.013 * len(word) + 0.01
+                turned = {"fontsize": 6, "rotation": 90} if upright else {}
+                if width > 0.016 and (len(word) <= 8 or not upright):
+                    style = {"color": ink, "ha": "center", "va": "center", "zorder": 3} | turned
+                    axes.text(start + width / 2, y, word, parse_math=False, **style)
+        axes.axvline(r, color=COLOURS[2], linewidth=1.5)
+        for y, word in zip(places, chosen, strict=True):
+            axes.text(1.01, y, word.translate(VISIBLE), va="center", parse_math=False)
+        axes.text(1.01, -0.75, f"at r = {r}", va="center")
+        axes.set_yticks(places, rows)
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xlabel="probability")
+        axes.spines["left"].set_visible(False)
     plt.close(figure)
     return figure
 

@@ -160,20 +160,23 @@ def asymmetric(name, block, bits, source):
 
 
 def shared_exponent(name, element, largest, source, block=32):
-    """OCP's MX: 2^(floor(log2 of the largest magnitude) - largest) as E8M0, elements saturate.
+    """OCP's MX: 2^(floor(log2 of the largest magnitude) - largest), elements saturate.
 
-    largest: the exponent of the element format's largest number. mxint8's elements are k/64.
+    largest: the exponent of the element format's largest number; the scale is an E8M0.
+    mxint8's elements are k/64.
     """
     format, unit = SCALAR[element], 64 if element == "int8" else 1
 
     def to_codes(x):
-        power = (exponent_of(x.abs().amax(-1, keepdim=True)) - largest).clamp(-127, 127)
+        exponent = exponent_of(x.abs().amax(-1, keepdim=True))
+        power = (exponent - largest).clamp(-127, 127)
         scaled = torch.ldexp(x, -power.double()) * unit
         codes = format.encode(scaled.clamp(format.values[0], format.values[-1]))
         return codes, ((power + 127).to(torch.uint8),)
 
     def to_numbers(codes, scales):
-        return torch.ldexp(format.decode(codes).double() / unit, scales[0].double() - 127)
+        elements = format.decode(codes).double() / unit
+        return torch.ldexp(elements, scales[0].double() - 127)
 
     return BlockFormat(name, block, format.bits, 8, to_codes, to_numbers, source)
 
@@ -331,9 +334,10 @@ def _largest(x):
 
 
 def _q4_0_bytes(x):
-    """Bytes with the codes of the first half in the low four bits, of the second in the high."""
+    """The first half's codes in the bytes' low four bits, the second's in the high."""
     d = _largest(x) / -8
-    codes = (x.double() * inverse(d).double() + 8.5).trunc().clamp(0, 15).to(torch.uint8)
+    codes = (x.double() * inverse(d).double() + 8.5).trunc().clamp(0, 15)
+    codes = codes.to(torch.uint8)
     return torch.cat([half(d), codes[:, :16] | codes[:, 16:] << 4], -1)
 
 

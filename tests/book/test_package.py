@@ -72,7 +72,7 @@ def test_links_have_targets():
 def test_the_wheel_has_its_metadata():
     project = tomllib.loads(text("pyproject.toml"))["project"]
     assert {"notebooks", "test", "site"} <= project["optional-dependencies"].keys()
-    assert "torch>=2.6" in project["dependencies"]
+    assert "torch>=2.10" in project["dependencies"]
     assert f"## {llama3_scratch.__version__}" in text("CHANGELOG.md")
 
 

@@ -104,6 +104,7 @@ def test_only_what_is_new_is_computed(talk, tiny, monkeypatch):
 
     monkeypatch.setattr(module, "forward", counted)
     _, err, turns, answers = talk(ASKED, max_new=4, temperature=0)
+    assert len(re.findall(r"prompt: \d+ tokens in [\d.]+ s, [\d.]+ per second; then: 3 ", err)) == 3
     assert [len(answer) for answer in answers] == [4, 4, 4]
     first, second, third = (len(ids) for ids in asked(tiny[2], *ASKED))
     assert computed == [1 + first, 1, 1, 1, 2 + second, 1, 1, 1, 2 + third, 1, 1, 1]
