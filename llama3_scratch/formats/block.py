@@ -184,11 +184,12 @@ def shared_exponent(name, element, largest, source, block=32):
 def nvfp4():
     """E2M1 in blocks of 16, whose scales are E4M3 times one float32 number for the tensor."""
     element, middle = SCALAR["e2m1"], SCALAR["e4m3"]
+    top, top_scale = element.values[-1], middle.values[-1]  # 6 and 448
 
     def to_codes(x):
         largest = x.abs().amax(-1, keepdim=True)
-        whole = stored(largest.max() / (448 * 6), torch.float32)
-        scale = middle.encode(divided(largest / 6, read(whole, torch.float32)))
+        whole = stored(largest.max() / (top_scale * top), torch.float32)
+        scale = middle.encode(divided(largest / top, read(whole, torch.float32)))
         step = middle.decode(scale).double() * read(whole, torch.float32)
         return element.encode(divided(x, step)), (scale, whole)
 

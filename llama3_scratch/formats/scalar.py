@@ -252,7 +252,7 @@ def _nf4():
 
 
 def _af4():
-    """The 16 numbers for blocks of 64, as published: the least mean absolute error there."""
+    """The 16 numbers for blocks of 64, as the package bitsandbytes has them."""
     return torch.tensor([
         -1.0, -0.694410086, -0.512437403, -0.373695105, -0.256075531, -0.149824783, -0.04934812,
         0.0, 0.042731639, 0.129344836, 0.219612747, 0.316756666, 0.425638825, 0.554962337,
