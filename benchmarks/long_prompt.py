@@ -1,6 +1,7 @@
 """A prompt of 4096 tokens: seconds and memory, this package beside transformers.
 
-    python benchmarks/long_prompt.py [--preset Llama-3.2-1B] [--layers L] [--directory DIR]
+    python benchmarks/long_prompt.py [--preset Llama-3.2-1B] [--layers L] [--peers PEER ...]
+        [--directory DIR]
 
 Writes random bfloat16 weights of a released size (see first_token.py; --layers writes fewer layers)
 and answers a prompt of random ids with two tokens, in fresh processes, one after the other, three
@@ -79,6 +80,7 @@ def main():
     args.add_argument("--layers", type=int, help="write only so many layers")
     args.add_argument("--tokens", type=int, default=4096)
     args.add_argument("--repeats", type=int, default=3)
+    args.add_argument("--peers", nargs="+", default=[*PEERS], choices=PEERS, metavar="PEER")
     args.add_argument("--directory", type=Path)
     args.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = args.parse_args()
@@ -97,7 +99,7 @@ def main():
             if not (folder / kind).exists():
                 (folder / kind).mkdir(parents=True)
                 write(folder / kind, folder / "meta", config)
-        found = {peer: [] for peer in PEERS}
+        found = {peer: [] for peer in args.peers}
         for _ in range(args.repeats):
             for peer, results in found.items():
                 fill(folder / ("hf" if peer == "transformers" else "meta"))

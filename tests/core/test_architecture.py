@@ -17,11 +17,12 @@ MAY_IMPORT = {
     # the wings: each may import the core and wings above it in this list
     "watch": CORE_AND_ERRORS, "plots": CORE_AND_ERRORS, "reference": CORE_AND_ERRORS | {"watch"},
     "formats": CORE_AND_ERRORS,
-    "checkpoint": CORE_AND_ERRORS | {""},  # "": the package itself, for the prompt
+    "quantize": CORE_AND_ERRORS | {"watch"},
+    "checkpoint": CORE_AND_ERRORS | {"", "quantize"},  # "": the package itself, for the prompt
     "speed": CORE_AND_ERRORS | {"checkpoint"},
     "train": CORE_AND_ERRORS | {"checkpoint", "speed"},
     "tiny": CORE_AND_ERRORS | {"", "watch", "checkpoint", "speed", "train"},
-    "exercises": CORE_AND_ERRORS | {"", "checkpoint", "formats"},
+    "exercises": CORE_AND_ERRORS | {"", "watch", "checkpoint", "formats", "quantize", "train"},
     "chat": CORE_AND_ERRORS | {"watch", "checkpoint"},
     "__main__": CORE_AND_ERRORS | {"", "watch", "checkpoint", "chat"},
     "": CORE_AND_ERRORS | {"watch", "checkpoint"},
