@@ -11,7 +11,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab workbook run test test-real notebooks playground images site serve tiny tiny-quick lint format clean
+.PHONY: help lab workbook run test test-thorough test-real notebooks playground images site serve tiny tiny-quick lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,11 +26,14 @@ workbook: $(VENV)/.notebooks  ## blank copies of the notebooks to work in; NB=03
 run: $(VENV)/.package  ## the prompt, its tokens, the shapes and the next tokens, without a browser
 	@$(BIN)/python -m llama3_scratch
 
-test: $(VENV)/.test  ## run everything there is to test
-	LLAMA3_CHECKPOINT=tiny $(NBVAL) --nbval tests notebooks
+test: $(VENV)/.test  ## run the tests, and the notebooks on three models
+	LLAMA3_CHECKPOINT=tiny $(NBVAL) -m "not thorough" --nbval tests notebooks
 	LLAMA3_CHECKPOINT=random $(NBVAL) --nbval-lax notebooks
 	@$(BIN)/python tests/book/other_sizes.py build/other-sizes
-	LLAMA3_CHECKPOINT=$(CURDIR)/build/other-sizes $(NBVAL) --nbval-lax notebooks
+	LLAMA3_CHECKPOINT="$(CURDIR)/build/other-sizes" $(NBVAL) --nbval-lax notebooks
+
+test-thorough: $(VENV)/.test  ## the long tests, which CI runs too: large, spoiled, killed
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m thorough tests
 
 test-real: $(VENV)/.test  ## on Meta-Llama-3-8B, named by LLAMA3_CHECKPOINT: is the next token 42?
 	$(BIN)/python -m pytest -v -p no:xdist --durations=0 tests/checkpoint/test_real.py

@@ -92,6 +92,7 @@ def test_exercises_are_those_of_their_module_and_later_cells_use_no_answer(path)
                     and not lent.search(each)]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_the_third_lane_has_other_sizes():
     """All its sizes are different, and so is the prompt's number of tokens."""
     import other_sizes
@@ -126,6 +127,7 @@ def test_a_picture_says_in_text_what_it_draws():
     assert plots.drawn_values(lines) == "picture: 1 line of 2: 3.00 to 1.00e+38, mean 5.00e+37"
 
 
+@pytest.mark.thorough
 def test_nbval_notices_a_changed_output(tmp_path):
     """The control of the whole lane: of four stored outputs, two are as computed, two are not."""
     stored = ["0.126", "0.135", "[17, 193]", "as it is"]

@@ -278,6 +278,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, to, out):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked and killed")
+@pytest.mark.thorough
 def test_an_export_that_is_killed_leaves_whole_files_or_none(tmp_path):
     code = """
 import os, random, signal, sys

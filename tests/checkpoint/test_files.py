@@ -193,6 +193,7 @@ def test_files_that_are_moved_one_by_one_are_mixed_by_a_kill(tmp_path):
             found(folder)
 
 
+@pytest.mark.thorough
 def test_saves_that_are_killed_at_random_moments_leave_whole_folders(tmp_path):
     moments, results = random.Random(0), []
     save(tmp_path, *OLD)

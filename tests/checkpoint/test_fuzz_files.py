@@ -222,6 +222,7 @@ def in_a_process(*arguments):
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the memory limit needs Linux")
 
 
+@pytest.mark.thorough
 def test_spoiled_files_raise_only_input_errors(record_property):
     counts = in_a_process(N_INPUTS, SEED)
     record_property("inputs tried", counts["tried"])

@@ -361,6 +361,7 @@ def test_sentence_pieces_give_the_ids_of_tokenizers(tmp_path):
         assert furthest(theirs, load(path).weights, found.encode(text), config) < 1e-5
 
 
+@pytest.mark.thorough
 def test_the_real_vocabulary_opens_and_keeps_its_ids(tmp_path):
     import llama_models
 
@@ -474,6 +475,7 @@ def test_a_bad_file_gives_one_message_quickly(tmp_path, capsys, kind):
     assert time.monotonic() - start < 5 and "\x1b" not in shown
 
 
+@pytest.mark.thorough
 def test_a_sparse_file_of_terabytes_does_not_fill_the_memory(tmp_path, capsys):
     """Its header claims strings without end, all of which are there: zeros."""
     path = tmp_path / "sparse.gguf"

@@ -106,6 +106,7 @@ def test_logits_agree_with_transformers(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", list(SCALED_DOWN)[1:])
+@pytest.mark.thorough
 def test_logits_beyond_8192_positions_agree_with_transformers(tmp_path, name):
     """The scaling of RoPE shows here: chunks with a cache, compared with one pass of theirs."""
     config = dataclasses.replace(SCALED_DOWN[name], n_layers=1)
@@ -179,6 +180,7 @@ print(points)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.thorough
 def test_loading_reads_nothing_and_reordering_keeps_no_second_copy(tmp_path):
     """Measure the memory of loading 480 MiB (a sparse file), of one matrix, and of using all."""
     write(tmp_path / "small", EIGHT, metas_weights(EIGHT), "5GB")
@@ -265,6 +267,7 @@ def converted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("release", ["3", "3.1"])
+@pytest.mark.thorough
 def test_converted_tokenizers_give_metas_ids(converted, release):
     import tokenizers
     from llama_models.llama3.tokenizer import Tokenizer as MetasTokenizer
@@ -883,6 +886,7 @@ def hub(folder, home):
         thread.join()
 
 
+@pytest.mark.thorough
 def test_repositories_are_downloaded_or_give_one_clear_error(folder, tmp_path):
     home = tmp_path / "home"
     home.mkdir()

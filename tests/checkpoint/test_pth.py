@@ -449,6 +449,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the memory limit 
 
 
 @on_linux
+@pytest.mark.thorough
 def test_files_of_random_structure_give_their_tensors_or_an_input_error(record_property):
     done = in_a_process(N_FILES, SEED)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

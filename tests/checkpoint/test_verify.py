@@ -407,6 +407,7 @@ def test_a_pipe_in_place_of_a_file_is_a_fault(folder, name):
     assert "a pipe or a device" in faults(folder)[name]
 
 
+@pytest.mark.thorough
 def test_many_unexpected_names_take_seconds(tmp_path):
     save(tmp_path, {}, SMALL, BYTES)
     (tmp_path / PTH).unlink(), (tmp_path / "params.json").unlink()
@@ -669,6 +670,7 @@ def test_what_is_ok_runs_and_what_does_not_run_is_a_fault(folder, fault):
     assert faults(folder) or runs(folder)
 
 
+@pytest.mark.thorough
 def test_verify_and_load_agree_on_spoiled_files(tmp_path):
     from test_fuzz_files import Spoiler, checkpoints
 

@@ -75,6 +75,7 @@ def test_chunks_bound_the_scores_in_memory():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.thorough
 def test_memory_does_not_grow_with_the_square_of_the_prompt():
     code = """
 import sys

@@ -279,6 +279,7 @@ def test_gradients_reach_every_weight():
 
 
 @pytest.mark.parametrize("name", ["Llama-3-8B", "Llama-3-70B", "Llama-3.1-405B"])
+@pytest.mark.thorough
 def test_the_large_models_run_on_the_meta_device(name):
     """Shapes without values: the whole forward pass of the large models takes seconds."""
     config, dtype = PRESETS[name], torch.bfloat16

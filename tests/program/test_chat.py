@@ -315,6 +315,7 @@ def test_what_the_model_says_is_shown_not_sent(talk, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(("n_turns", "leak"), [(300, False), (150, True)])
+@pytest.mark.thorough
 def test_300_turns_do_not_need_more_memory(n_turns, leak, tiny, monkeypatch, capsys):
     """The context is full after some 8 turns. The control keeps each turn's cache."""
     monkeypatch.setattr(Config, "context_length", 128)

@@ -110,6 +110,7 @@ def test_the_environment_variable_names_a_checkpoint_and_the_shell_sees_a_mistak
     (["caf\u00e9 \U0001f999"], "ascii", os.devnull, 0), ([b"caf\xe9"], "", os.devnull, 0),
     (["ab", "--temperature", "1e-300"], "", os.devnull, 0), (["full"], "", "/dev/full", 2),
 ], ids=["ascii terminal", "not UTF-8", "temperature near 0", "disk full"])  # fmt: skip
+@pytest.mark.thorough
 def test_unusual_input_and_output_give_no_traceback(arguments, encoding, to, code):
     if not os.path.exists(to):
         pytest.skip("this system has no /dev/full")
@@ -161,6 +162,7 @@ def test_a_large_checkpoint_is_opened_once_and_loaded_by_the_printed_plan(monkey
     assert capsys.readouterr().err.startswith("error: device nowhere cannot be used here")
 
 
+@pytest.mark.thorough
 def test_a_long_prompt_passes_in_chunks_and_is_not_printed_whole(capsys):
     assert main(["Ben likes tea. " * 400, "--max-new", "3"]) == 0
     shown = capsys.readouterr()
@@ -171,6 +173,7 @@ def test_a_long_prompt_passes_in_chunks_and_is_not_printed_whole(capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="closes streams by a POSIX shell")
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.thorough
 def test_streams_may_be_closed(closed):
     for command in ("ab --max-new 2", "chat --max-new 1"):
         line = f"{sys.executable} -m llama3_scratch {command} {closed}"
@@ -202,6 +205,7 @@ def test_json_has_what_is_printed_otherwise(capsys):
         assert speed["tokens_per_second"] == pytest.approx(n / speed["seconds"])
 
 
+@pytest.mark.thorough
 def test_json_of_a_cut_answer_a_long_prompt_none_and_a_mistake(capsys):
     assert main(["--json", "Ben likes tea.", "--max-new", "3"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -251,6 +255,7 @@ def test_export_writes_what_the_program_reads(tmp_path, capsys):
         assert "exists" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_strangers_module_in_the_current_folder_is_not_run(tmp_path):
     """Neither by `-m`, nor by `-P -m`. The control: python's own `-c` imports it."""
     for name in ("tiktoken", "torch", "regex", "jinja2", "json"):

@@ -347,6 +347,7 @@ def test_two_trainings_do_not_write_into_one_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.thorough
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, finished):
     """SIGKILL at random moments, also while a state is saved: every step saves one."""
     every = {"resume": True, "every": 1}

@@ -78,6 +78,7 @@ def test_the_shipped_model_reaches_every_bar():
     assert set(BARS["answers"]) <= set(tried)
 
 
+@pytest.mark.thorough
 def test_the_random_model_reaches_no_bar():
     """The control."""
     failed, tried = missed("random", n_documents=30)

@@ -101,6 +101,7 @@ def test_the_cards_code_runs(capsys):
     assert "(('story', '', False), 2)" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_the_cards_numbers_are_those_measured_now(capsys):
     """The whole report, up to what another processor may change: a little, and ties of heads."""
     skills.main([])

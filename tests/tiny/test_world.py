@@ -184,6 +184,7 @@ SMALL_WORLDS = {  # kind: (shorter lists of the world, fewer options, number of 
 
 
 @pytest.mark.parametrize("kind", SMALL_WORLDS)
+@pytest.mark.thorough
 def test_the_entropy_of_a_small_world_is_exact(kind, monkeypatch):
     lists, fewer, n_texts = SMALL_WORLDS[kind]
     for name, shorter in lists.items():
@@ -215,6 +216,7 @@ def test_the_entropy_of_events_and_questions_is_exact(seed):
     assert check_entropy(questions) >= 6
 
 
+@pytest.mark.thorough
 def test_no_text_has_two_probabilities(many):
     nats = {}
     for one in many:
