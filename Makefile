@@ -11,7 +11,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab workbook run test test-thorough test-real notebooks playground images site serve tiny tiny-quick lint format clean
+.PHONY: help lab workbook run test test-thorough test-real notebooks playground images site serve tiny tiny-quick tiny-history lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,12 @@ tiny-quick: $(VENV)/.notebooks  ## train a lesser one (about ten minutes, two co
 	$(BIN)/python -m llama3_scratch.tiny.pretrain --out build/tiny-quick \
 	    --steps 2200 --rows 4 --threads 2 --resume
 	$(BIN)/python -m llama3_scratch.tiny.skills --checkpoint build/tiny-quick
+
+tiny-history: $(VENV)/.notebooks  ## train the lesser one twice; measure it at twelve steps (an hour, one core)
+	$(BIN)/python -m llama3_scratch.tiny.history --out build/tiny-history
+
+tiny-int4: $(VENV)/.package  ## quantize the tiny model to 4 bits, as it ships (seconds)
+	$(BIN)/python -m llama3_scratch.tiny.int4 --out build/tiny-int4
 
 lint: $(VENV)/.test  ## check style, of the notebooks too
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from llama3_scratch import PROMPT, STORY
 from llama3_scratch.checkpoint import huggingface
 from llama3_scratch.checkpoint.export import config_json
 from llama3_scratch.checkpoint.memory import spare_ram
+from llama3_scratch.checkpoint.packed import unpacked
 from llama3_scratch.checkpoint.source import kind_of, opened
 from llama3_scratch.checkpoint.verify import identified, known_facts, released
 from llama3_scratch.config import PRESETS
@@ -112,6 +113,7 @@ def against_transformers(directory):
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     place, stored = opened(directory)
+    stored = stored._replace(weights=unpacked(stored.weights))
     config, kept = stored.config, stored.weights["norm.weight"].dtype
     dtype = torch.float32 if 4 * config.n_parameters < 0.8 * spare_ram() else kept
     rows = [stored.tokenizer.encode(text)[: config.context_length] for text in TEXTS]

@@ -26,6 +26,7 @@ from gguf import (
 from llama3_scratch.checkpoint import gguf, huggingface, save
 from llama3_scratch.checkpoint.files import written_whole
 from llama3_scratch.checkpoint.lazy import DTYPES
+from llama3_scratch.checkpoint.packed import unpacked
 from llama3_scratch.checkpoint.tokenizers import (
     NAMED,
     OtherTokenizer,
@@ -55,10 +56,11 @@ def export(stored, to, out, type=None, template=None):
     is new or empty) or "gguf" (a file NAME.gguf, which does not exist). type: F32, F16, BF16 or
     float32, float16, bfloat16; for GGUF also Q8_0, in which the norms stay float32; None leaves
     the stored type. template: the model's own chat template; None stands for Meta's chat format if
-    the tokenizer is Llama 3's. Raises `InputError`.
+    the tokenizer is Llama 3's. Matrices of few bits are unpacked, and rounded to the type. Raises
+    `InputError`.
     """
     require(to in FORMS, f"to is {short(to)}: expected one of {', '.join(FORMS)}.")
-    types = gguf.PLAIN | DTYPES
+    stored, types = stored._replace(weights=unpacked(stored.weights)), gguf.PLAIN | DTYPES
     packed = to == "gguf" and type == PACKED
     dtype = stored.weights["norm.weight"].dtype if type is None else types.get(str(type))
     known = ", ".join([*types, *[PACKED] * (to == "gguf")])

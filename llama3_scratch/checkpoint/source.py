@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from llama3_scratch.checkpoint import gguf, huggingface, meta
+from llama3_scratch.checkpoint import gguf, huggingface, meta, packed
 from llama3_scratch.checkpoint.download import download
 from llama3_scratch.checkpoint.files import require_finished
 from llama3_scratch.checkpoint.lazy import LazyWeights
@@ -27,6 +27,7 @@ MISTAKEN = {  # a file in a folder that is no checkpoint: what the folder is
     "original/params.json": "Meta's files are in its folder original/. Name that one.",
 }
 TINY = Path(__file__).parents[1] / "tiny" / "checkpoint"
+SHIPPED = {"tiny": TINY, "random": TINY, "tiny-int4": TINY.with_name("int4")}
 ROOT = Path(__file__).parents[2]  # of the repository, unless the package is installed elsewhere
 
 
@@ -60,7 +61,7 @@ def find(source=None):
     Hugging Face is asked for it, which a line on standard error says. Raises `InputError`.
     """
     name = name_of(source)
-    folder = TINY if name in ("tiny", "random") else located(name)
+    folder = SHIPPED.get(name) or located(name)
     if not os.path.exists(folder) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         notice = f"(there is no folder {name} here: asking huggingface.co for that repository)"
         print(visible(notice), file=sys.stderr, flush=True)
@@ -69,8 +70,8 @@ def find(source=None):
         name and (os.path.isdir(folder) or _is_gguf(folder)) and os.access(folder, os.R_OK),
         f"{name[:99]!r} is not a checkpoint: expected a folder that may be read, with params.json, "
         "tokenizer.model and consolidated.00.pth, or with Hugging Face's config.json, safetensors "
-        "and tokenizer.json; or one of its repositories, 'owner/name'; or a file .gguf; or 'tiny' "
-        "or 'random'.",
+        "and tokenizer.json; or one of its repositories, 'owner/name'; or a file .gguf; or 'tiny', "
+        "'tiny-int4' or 'random'.",
     )
     try:
         str(folder).encode()
@@ -94,11 +95,13 @@ def _is_gguf(path):
 def kind_of(folder):
     """Return the module that reads what `find` found: for a file `gguf`, for a folder another.
 
-    It is the one whose weights are there. If both or neither are, the settings decide; if they do
-    not either, it is `meta`.
+    It is the one whose weights are there: `packed`, or `meta` or `huggingface`. If both or neither
+    of these are, the settings decide; if they do not either, it is `meta`.
     """
     if _is_gguf(folder):
         return gguf
+    if (folder / packed.WEIGHTS).exists():
+        return packed
 
     def there(kind):
         return [any(folder.glob(pattern)) for pattern in (kind.WEIGHTS, kind.SETTINGS)]
@@ -109,8 +112,8 @@ def kind_of(folder):
 def weight_files(folder):
     """What `find` returned -> the files that hold its weights. Raises `InputError`."""
     kind = kind_of(folder)
-    if kind is meta:
-        return sorted(folder.glob(meta.WEIGHTS))
+    if kind in (meta, packed):
+        return sorted(folder.glob(kind.WEIGHTS))
     return (gguf.parts_of if kind is gguf else huggingface.weight_files)(folder)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from llama3_scratch import PROMPT
 from llama3_scratch.checkpoint import gguf, pth
+from llama3_scratch.checkpoint.packed import unpacked
 from llama3_scratch.checkpoint.source import find, kind_of, tokenizer_of, weight_files
 from llama3_scratch.config import PRESETS
 from llama3_scratch.errors import (
@@ -129,7 +130,7 @@ def _weights(place, config):
 
 
 def _finite(weights):
-    check_finite(weights)
+    check_finite(unpacked(weights))
     return weights
 
 

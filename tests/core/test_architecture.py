@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "checkpoint": CORE_AND_ERRORS | {"", "quantize"},  # "": the package itself, for the prompt
     "speed": CORE_AND_ERRORS | {"checkpoint"},
     "train": CORE_AND_ERRORS | {"checkpoint", "speed"},
-    "tiny": CORE_AND_ERRORS | {"", "watch", "checkpoint", "speed", "train"},
+    "tiny": CORE_AND_ERRORS | {"", "watch", "checkpoint", "quantize", "speed", "train"},
     "exercises": CORE_AND_ERRORS | {"", "watch", "checkpoint", "formats", "quantize", "train"},
     "chat": CORE_AND_ERRORS | {"watch", "checkpoint"},
     "__main__": CORE_AND_ERRORS | {"", "watch", "checkpoint", "chat"},
