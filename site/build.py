@@ -196,6 +196,7 @@ def add_playground(site):
     folder = site / "playground"
     shutil.copytree(HERE / "playground", folder, dirs_exist_ok=True)
     weights.write(folder, *load("tiny"))
+    weights.write_int4(folder, load("tiny-int4").weights)
     page = folder / "index.html"
     text = page.read_text(encoding="utf-8")
     bar = '<div class="bar">\n'

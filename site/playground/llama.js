@@ -14,11 +14,12 @@
  *
  * Sums run in float64, which JavaScript has anyway; what is stored is float32.
  * Python looks into a running function from outside (watch.py). JavaScript cannot, so two functions
- * take `watch` and call it as watch(name, tensor).
+ * take `watch` and call it as watch(name, tensor). What `watch` writes into the stream or into the
+ * outputs of the heads is what the model computes with from there on: so heads are switched off.
  */
 "use strict";
 
-// ------------------------------------------------------------------ checkpoint: weights.js, read
+// ------------------------------------------------------------------ checkpoint: weights*.js, read
 
 /** The object in weights.js -> {weights, config, tokenizer}. weights: {Meta's name: tensor}. */
 function load(stored) {
@@ -36,6 +37,35 @@ function bfloat16(base64) {
     bits[i] = (bytes.charCodeAt(2 * i) << 16) | (bytes.charCodeAt(2 * i + 1) << 24);
   }
   return new Float32Array(bits.buffer);
+}
+
+/** The object in weights-int4.js, all weights -> the weights of the model in 4 bits. */
+function loadInt4(stored, weights) {
+  const matrices = Object.entries(stored).map(([name, matrix]) => [name, dequantize(matrix)]);
+  return { ...weights, ...Object.fromEntries(matrices) };
+}
+
+/**
+ * A matrix in 4 bits -> [m, n]: (code - zero) times scale.
+ *
+ * Codes are 0 to 15, two to a byte, the first one in the low bits. In each row, `group` neighbours
+ * share a scale and a zero.
+ */
+function dequantize({ n, group, codes, scales, zeros }) {
+  const [pairs, zero] = [fromBytes(atob(codes)), fromBytes(atob(zeros))];
+  const scale = new Float32Array(fromBytes(atob(scales)).buffer);
+  const [width, groups] = [Math.ceil(n / 2), Math.ceil(n / group)]; // of a row
+  const m = pairs.length / width;
+  const matrix = new Float32Array(m * n); // [m, n]
+  for (let row = 0; row < m; row++) {
+    for (let i = 0; i < n; i++) {
+      const pair = pairs[row * width + Math.floor(i / 2)];
+      const code = i % 2 ? pair >> 4 : pair & 15;
+      const at = row * groups + Math.floor(i / group);
+      matrix[row * n + i] = (code - zero[at]) * scale[at];
+    }
+  }
+  return matrix;
 }
 
 // ------------------------------------------------------------------ tokenizer: text <-> tokens
@@ -219,7 +249,8 @@ function rotate(x, rotations, H) {
 }
 
 /**
- * [T, N, H], [S, K, H], [S, K, H], Config -> [T, N, H]; watch gets probabilities, [N, T, S].
+ * [T, N, H], [S, K, H], [S, K, H], Config -> [T, N, H]; watch gets probabilities, [N, T, S], and
+ * outputs, [T, N, H].
  *
  * The T queries are the last T of the S positions. A query reads the keys up to its own position:
  * the loop ends there, which is what the mask does in model.py.
@@ -253,6 +284,7 @@ function attend(query, keys, values, config, watch) {
     }
   }
   watch("probabilities", probabilities);
+  watch("outputs", outputs);
   return outputs;
 }
 
@@ -297,7 +329,8 @@ function layer(weights, i) {
 /**
  * Weights, [T] ids, Config -> [T, V]: the next token's logits at every position.
  *
- * watch gets stream, [T, D], before the first layer and after each, and each layer's probabilities.
+ * watch gets stream, [T, D], before the first layer and after each, and each layer's probabilities
+ * and outputs.
  */
 function forward(weights, tokens, config, cache = null, watch = () => {}) {
   const [T, D, start] = [tokens.length, config.dim, cache ? cache.length : 0];
@@ -366,6 +399,13 @@ function softmax(logits) {
   return Float32Array.from(powers, (power) => power / sum);
 }
 
+/** [V] -> [V]: the logarithm of softmax, also where that rounds to 0. */
+function logSoftmax(logits) {
+  const largest = logits.reduce((a, b) => Math.max(a, b), -Infinity);
+  const sum = logits.reduce((total, logit) => total + Math.exp(logit - largest), 0);
+  return Float64Array.from(logits, (logit) => logit - largest - Math.log(sum));
+}
+
 /** [V] -> the index of its largest number, the first of equals. */
 function argmax(x) {
   return x.reduce((best, number, i) => (number > x[best] ? i : best), 0);
@@ -422,4 +462,29 @@ function* generate(weights, tokens, config, maxNew, { temperature = 0, topP = 1,
     if (stop.includes(next[0])) return;
     yield next[0];
   }
+}
+
+// ------------------------------------------------------------------ changes: heads.py
+
+/** [T, N, H], head n, Config: its outputs become zero, so that it adds nothing to the stream. */
+function switchOff(outputs, n, config) {
+  const { n_heads: N, head_dim: H } = config;
+  for (let at = n * H; at < outputs.length; at += N * H) outputs.fill(0, at, at + H);
+}
+
+/** [T, N, H], [N, H], row t, head n, Config: this head's output at t becomes the one in `taken`. */
+function patchHead(outputs, taken, t, n, config) {
+  const { n_heads: N, head_dim: H } = config;
+  outputs.set(taken.subarray(n * H, (n + 1) * H), (t * N + n) * H);
+}
+
+/** [T, D], [D], row t: the row becomes the one in `taken`. */
+function patchStream(stream, taken, t) {
+  stream.set(taken, t * taken.length);
+}
+
+/** [V], [V] -> the Kullback-Leibler divergence in nats: how far `q` is from `p`, both as logits. */
+function divergence(p, q) {
+  const [before, after] = [logSoftmax(p), logSoftmax(q)];
+  return before.reduce((sum, log, id) => sum + Math.exp(log) * (log - after[id]), 0);
 }

@@ -11,12 +11,23 @@ const CHUNK = 32; // tokens computed between two looks at what the reader does m
 const SHOWN = 10; // next tokens
 const LARGEST = 30; // pixels: a cell of the heatmap
 const LEGIBLE = 10; // pixels: a cell beside which a name can be read
+const COMPARED = 5; // likeliest tokens of the unchanged and of the changed model
 const PAUSE = 60; // milliseconds between two tokens of a run, so that it can be followed
 
+const PAIR = ["wolves", "snakes"].map(
+  (what) =>
+    `Tom fears bees. Nora fears ${what}. Ada fears cats. What does Nora fear? Nora fears`,
+);
+
 const get = (id) => document.getElementById(id);
-const model = {}; // weights, config, tokenizer
+const model = {}; // weights, config, tokenizer; int4: the weights in 4 bits, once they are loaded
 const state = {
-  positions: [], // {id, probabilities: L of [N, S], stream: L+1 of [D], logits: [V]} of each token
+  positions: [], // {id, probabilities: L of [N, S], outputs: L of [N, H], stream: L+1 of [D],
+  // logits: [V]} of each token
+  plain: [], // the same by the unchanged model; without changes they are the same objects
+  other: [], // the same of the second prompt, by the unchanged model
+  changes: [], // {what: "off", layer, head}, {what: "outputs", layer, head, to, from},
+  // {what: "stream", layer, to, from}, where layer 0 is the embedding, or {what: "int4"}
   promptLength: 0, // tokens; those after it were added by the model
   generated: null, // a TextDecoder in the middle of the added text
   chosen: null, // a position, or null for the last one
@@ -28,39 +39,64 @@ const state = {
   version: 0, // of the text: a computation that finds a newer one stops
   turn: 0, // of the run: likewise
 };
-const computed = []; // positions in step with the cache; state.positions is the last complete text
+// A run: its cache, the positions in step with it, and the changes that they were computed with.
+// state.positions is the last complete text of one of the first two.
+const runs = {}; // plain, changed, other
 
 // ------------------------------------------------------------------ computing
 
-/** Ids -> state.positions, one for each; false if overtaken. Positions in common are kept. */
+/** Ids -> state.positions, one for each; false if overtaken. */
 async function compute(ids) {
+  const { changes } = state;
   const version = ++state.version;
-  let same = 0;
-  while (same < computed.length && same < ids.length && computed[same].id === ids[same]) same++;
-  computed.length = model.cache.length = same;
-  const times = [];
-  while (computed.length < ids.length) {
-    const began = performance.now();
-    computeChunk(ids.slice(computed.length, computed.length + CHUNK));
-    times.push(performance.now() - began);
-    if (computed.length < ids.length) await pause(0);
-    if (version !== state.version) return false;
-  }
-  state.positions = computed.slice();
-  const [T, time] = [ids.length - same, times.reduce((a, b) => a + b, 0)];
+  const current = () => version === state.version;
+  let took = await extend(runs.plain, ids, [], current);
+  if (took && changes.length) took = await extend(runs.changed, ids, changes, current);
+  if (!took) return false;
+  state.plain = runs.plain.computed.slice();
+  state.positions = changes.length ? runs.changed.computed.slice() : state.plain;
+  const [T, time] = took;
   const tokens = T === 1 ? "1 token" : `${T} tokens`;
   if (T) get("clock").textContent = `${tokens} in ${time.toFixed(time < 10 ? 1 : 0)} ms`;
   return true;
 }
 
-/** [T] ids -> T more positions: what `forward` shows, cut into one part for each. */
-function computeChunk(ids) {
+/**
+ * A run, ids, changes -> [tokens, milliseconds] that it took until the run has these ids, or null
+ * when `current` says that a newer computation has begun. Positions in common are kept.
+ */
+async function extend(run, ids, changes, current) {
+  const { cache, computed } = run;
+  let same = 0;
+  if (run.changes === changes || !changes.length) {
+    while (same < computed.length && same < ids.length && computed[same].id === ids[same]) same++;
+  }
+  run.changes = changes;
+  computed.length = cache.length = same;
+  let time = 0;
+  while (computed.length < ids.length) {
+    const began = performance.now();
+    computeChunk(run, ids.slice(computed.length, computed.length + CHUNK));
+    time += performance.now() - began;
+    if (computed.length < ids.length) await pause(0);
+    if (!current()) return null;
+  }
+  return [ids.length - same, time];
+}
+
+/** A run, [T] ids -> T more positions: what `forward` shows, cut into one part for each. */
+function computeChunk({ cache, computed, changes }, ids) {
   const { config } = model;
-  const [D, N, V, start] = [config.dim, config.n_heads, config.vocab_size, model.cache.length];
+  const [N, V, start] = [config.n_heads, config.vocab_size, cache.length];
   const [T, S] = [ids.length, start + ids.length];
-  const seen = { stream: [], probabilities: [] };
-  const watch = (name, tensor) => seen[name].push(tensor);
-  const logits = forward(model.weights, ids, config, model.cache, watch); // [T, V]
+  const seen = { stream: [], probabilities: [], outputs: [] };
+  const watch = (name, tensor) => {
+    for (const change of changes) apply(change, name, seen[name].length, tensor, start);
+    seen[name].push(tensor);
+  };
+  const weights = changes.some(({ what }) => what === "int4") ? model.int4 : model.weights;
+  const logits = forward(weights, ids, config, cache, watch); // [T, V]
+  const row = (tensor, t) => tensor.slice((t * tensor.length) / T, ((t + 1) * tensor.length) / T);
   for (let t = 0; t < T; t++) {
     const own = start + t + 1; // positions that this one can see
     const rows = seen.probabilities.map((every) => {
@@ -74,10 +110,23 @@ function computeChunk(ids) {
     computed.push({
       id: ids[t],
       probabilities: rows,
-      stream: seen.stream.map((every) => every.slice(t * D, (t + 1) * D)),
-      logits: logits.slice(t * V, (t + 1) * V),
+      outputs: seen.outputs.map((every) => row(every, t)),
+      stream: seen.stream.map((every) => row(every, t)),
+      logits: row(logits, t),
     });
   }
+}
+
+/** Make one change in what `forward` shows of a layer: rows are positions, the first is `start`. */
+function apply({ what, layer, head, to, from }, name, i, tensor, start) {
+  if (i !== layer) return;
+  const { config } = model;
+  if (what === "off" && name === "outputs") switchOff(tensor, head, config);
+  const t = to - start;
+  if (what !== name || t < 0 || t >= tensor.length / config.dim) return;
+  const taken = state.other[from][name][i];
+  if (name === "stream") patchStream(tensor, taken, t);
+  else patchHead(tensor, taken, t, head, config);
 }
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -93,14 +142,19 @@ function attentionRow(position, i = state.layer, n = state.head) {
 
 // ------------------------------------------------------------------ what the reader does
 
-/** The prompt has changed: everything anew, but for what the cache still has. */
+/** The text in a field -> all its ids. */
+function idsIn(field) {
+  const allowedSpecial = get("special").checked ? "all" : [];
+  return model.tokenizer.encode(get(field).value, true, allowedSpecial);
+}
+
+/** A prompt has changed: everything anew, but for what the caches still have. */
 async function readPrompt() {
   state.running = false;
   state.reading = true;
-  const allowedSpecial = get("special").checked ? "all" : [];
-  const ids = model.tokenizer.encode(get("prompt").value, true, allowedSpecial);
+  const ids = idsIn("prompt");
   const cut = ids.slice(0, LIMIT);
-  if (!(await compute(cut))) return;
+  if (!(await readOther(cut.length)) || !(await compute(cut))) return;
   state.reading = false;
   state.promptLength = cut.length;
   state.chosen = state.pointed = null;
@@ -109,6 +163,77 @@ async function readPrompt() {
   state.generated = new TextDecoder("utf-8", { ignoreBOM: true });
   get("text").replaceChildren(model.tokenizer.decode(cut.slice(1)));
   showAll();
+}
+
+/** Compute the second prompt; patches between positions that are no more go. False if overtaken. */
+async function readOther(length) {
+  const before = state.other.map(({ id }) => id);
+  const ids = idsIn("other").slice(0, LIMIT);
+  const version = ++state.version;
+  if (!(await extend(runs.other, ids, [], () => version === state.version))) return false;
+  state.other = runs.other.computed.slice();
+  const same = before.length === ids.length && before.every((id, i) => id === ids[i]);
+  const stays = ({ to = 0, from = 0 }) => to < length && from < ids.length;
+  if (!same || !state.changes.every(stays)) state.changes = state.changes.filter(stays);
+  return true;
+}
+
+/** Other changes: the same text once more. What they do is read out. */
+async function change(changes) {
+  state.changes = changes;
+  if (state.reading) return readPrompt();
+  if (!(await compute(state.positions.map(({ id }) => id)))) return;
+  showAll();
+  const what = changes.length ? get("effect").textContent : "The model is unchanged.";
+  get("announce").textContent = what;
+}
+
+const isOff = (i, n) => state.changes.some(
+  ({ what, layer, head }) => what === "off" && layer === i && head === n,
+);
+
+/** Switch a head off, or on again. */
+function toggleHead(layer, head) {
+  const others = state.changes.filter(
+    (one) => one.what !== "off" || one.layer !== layer || one.head !== head,
+  );
+  return change(isOff(layer, head) ? others : [...others, { what: "off", layer, head }]);
+}
+
+/** Take the weights in 4 bits, or the full ones again. The file is loaded the first time. */
+async function toggleInt4() {
+  const others = state.changes.filter(({ what }) => what !== "int4");
+  if (!get("int4").checked) return change(others);
+  try {
+    if (!model.int4) {
+      await loadScript("weights-int4.js");
+      model.int4 = loadInt4(INT4, model.weights);
+    }
+  } catch {
+    get("int4").checked = false;
+    return say("The weights in 4 bits are missing: no weights-int4.js is beside this page.");
+  }
+  return change([...state.changes, { what: "int4" }]);
+}
+
+/** Run a script beside this page. */
+function loadScript(name) {
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    [script.src, script.onload, script.onerror] = [name, resolve, reject];
+    document.head.append(script);
+  });
+}
+
+/** Put what the fields say into the list of changes, in the place of an earlier patch there. */
+function patch() {
+  const [what, ...numbers] = ["what", "patch-layer", "patch-head", "to", "from"].map(
+    (id) => get(id).value,
+  );
+  const [layer, head, to, from] = numbers.map(Number);
+  const added = what === "stream" ? { what, layer, to, from } : { what, layer, head, to, from };
+  const place = (one) => JSON.stringify([one.what, one.layer, one.head, one.to]);
+  return change([...state.changes.filter((one) => place(one) !== place(added)), added]);
 }
 
 /** One token more: the given one, or one drawn. False when the text is at its end. */
@@ -148,6 +273,7 @@ function choosePosition(position) {
   showWeights();
   showHeatmap();
   showLayers();
+  showComparison();
 }
 
 function chooseHead(i, n) {
@@ -159,6 +285,7 @@ function chooseHead(i, n) {
     button.setAttribute("aria-checked", here);
     button.tabIndex = here ? 0 : -1;
   }
+  get("off").checked = isOff(i, n);
   showWeights();
   showHeatmap();
 }
@@ -211,6 +338,12 @@ function visible(id) {
   }
 }
 
+/** A difference, with its sign; what rounds to 0 has none. */
+function signed(number, places) {
+  const text = Math.abs(number).toFixed(places);
+  return Number(text) === 0 ? text : `${number < 0 ? "−" : "+"}${text}`;
+}
+
 const BLANKS = { " ": "·", "\n": "↵", "\r": "␍", "\t": "⇥" };
 
 /** Fill an element with a token, its white space marked. */
@@ -246,6 +379,9 @@ function showAll() {
   showHeatmap();
   showThumbnailsSoon();
   showLayers();
+  showPositions();
+  showChanges();
+  showComparison();
 }
 
 function showButtons() {
@@ -458,6 +594,103 @@ function showLayers() {
   get("layers").replaceChildren(...rows);
 }
 
+/** The positions that a patch can go to and come from, by their tokens; what is chosen stays. */
+function showPositions() {
+  for (const [id, positions] of [["to", state.positions], ["from", state.other]]) {
+    const [list, before] = [get(id), get(id).selectedIndex];
+    list.replaceChildren(...positions.map((one, t) => new Option(`${t}: ${plain(one.id)}`, t)));
+    list.selectedIndex = before >= 0 && before < positions.length ? before : positions.length - 1;
+  }
+  get("patch").disabled = state.other.length < 2;
+}
+
+/** A change, in words. */
+function described({ what, layer, head, to, from }) {
+  if (what === "int4") return "The matrices of all layers are in 4 bits";
+  if (what === "off") return `Layer ${layer}, head ${head} is switched off`;
+  const name = (positions, t) => `position ${t} (“${plain(positions[t].id)}”)`;
+  const vector = what === "stream" ? stage(layer) : `the output of layer ${layer}, head ${head}`;
+  return (
+    `${vector[0].toUpperCase()}${vector.slice(1)} at ${name(state.positions, to)} comes from ` +
+    `${name(state.other, from)} of the second prompt`
+  );
+}
+
+/** The stream's name, from 0 for the embedding. */
+const stage = (i) => (i ? `the stream after layer ${i - 1}` : "the embedding");
+
+function showChanges() {
+  const { changes } = state;
+  const focused = Array.from(get("changes").children).indexOf(document.activeElement.parentElement);
+  const items = changes.map((one) => {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Undo";
+    button.setAttribute("aria-label", `Undo: ${described(one)}`);
+    item.append(`${described(one)}. `, button);
+    return item;
+  });
+  get("changes").replaceChildren(...items);
+  const next = items[Math.min(focused, items.length - 1)]; // where an undone change was
+  if (focused >= 0) (next ? next.lastChild : get("other")).focus();
+  get("unchanged").hidden = changes.length > 0;
+  get("changed").hidden = changes.length === 0;
+  get("undo-all").disabled = changes.length === 0;
+  get("off").checked = isOff(state.layer, state.head);
+  get("int4").checked = changes.some(({ what }) => what === "int4");
+  for (const button of get("heads").querySelectorAll("button")) {
+    const [i, n] = [Number(button.dataset.layer), Number(button.dataset.head)];
+    button.classList.toggle("off", isOff(i, n));
+    const words = isOff(i, n) ? ", switched off" : "";
+    button.setAttribute("aria-label", `layer ${i}, head ${n}${words}`);
+  }
+}
+
+/** The predictions at the chosen position, by the unchanged model and by the changed one. */
+function showComparison() {
+  for (const id of ["compared", "measure", "effect"]) get(id).hidden = !state.changes.length;
+  if (!state.changes.length) return;
+  const position = chosen();
+  const logits = [state.plain, state.positions].map((positions) => positions[position].logits);
+  const [before, after] = logits.map(softmax); // [V]
+  const [answer, other] = logits.map(argmax);
+  const ids = new Set(logits.flatMap((every) => ranking(every).slice(0, COMPARED)));
+  const rows = Array.from(ids).sort((a, b) => before[b] - before[a]).map((id) => {
+    const row = document.createElement("tr");
+    row.innerHTML = `<th scope="row"></th><td>${BAR}</td><td>${BAR}</td><td></td>`;
+    showToken(row.children[0], id);
+    [before, after].forEach((probabilities, i) => {
+      const cell = row.children[i + 1];
+      cell.querySelector(".fill").style.width = `${100 * probabilities[id]}%`;
+      cell.querySelector(".number").textContent = decimals(probabilities[id]);
+    });
+    row.children[3].textContent = signed(after[id] - before[id], 3);
+    return row;
+  });
+  get("comparison").replaceChildren(...rows);
+  get("compared-caption").textContent =
+    `Probabilities of the next token at position ${position}, “${plain(state.positions[position].id)}”.`;
+  const now = other === answer ? "still its answer" : `its answer is now “${plain(other)}”`;
+  get("effect").textContent =
+    `“${plain(answer)}” had probability ${decimals(before[answer])}, and with the changes ` +
+    `${decimals(after[answer])}; ${now}.`;
+  get("measure").textContent = measured(logits, answer, other);
+}
+
+/** How much has changed, in numbers that also move while no other token is in front. */
+function measured(logits, answer, other) {
+  const second = argmax(state.other[state.other.length - 1].logits); // the second prompt's answer
+  const rivals = [get("other").value ? second : other, other, ranking(logits[0])[1]];
+  const rival = rivals.find((id) => id !== answer);
+  const margins = logits.map((every) => signed(every[answer] - every[rival], 2));
+  return (
+    `Logit of “${plain(answer)}” minus logit of “${plain(rival)}”: ${margins[0]} unchanged, ` +
+    `${margins[1]} changed. Divergence of all probabilities: ` +
+    `${divergence(...logits).toFixed(3)} nats.`
+  );
+}
+
 function showSettings() {
   const [temperature, topP] = settings();
   const text = temperature ? temperature.toFixed(2) : "0: the likeliest";
@@ -478,7 +711,10 @@ function build() {
   }
   const option = (n) => new Option(n, n);
   get("layer").append(...Array.from({ length: config.n_layers }, (_, i) => option(i)));
-  get("head").append(...Array.from({ length: config.n_heads }, (_, n) => option(n)));
+  for (const id of ["head", "patch-head"]) {
+    get(id).append(...Array.from({ length: config.n_heads }, (_, n) => option(n)));
+  }
+  buildPatchLayers();
   const heads = get("heads");
   heads.style.setProperty("--heads", config.n_heads);
   for (let i = 0; i < config.n_layers; i++) {
@@ -500,11 +736,23 @@ function build() {
   }
 }
 
+/** The layers whose vectors can be replaced: the stream has one more, the embedding. */
+function buildPatchLayers() {
+  const [list, stream] = [get("patch-layer"), get("what").value === "stream"];
+  const before = list.selectedOptions[0]?.textContent ?? "0";
+  const L = model.config.n_layers;
+  const layers = Array.from({ length: L }, (_, i) => new Option(i, stream ? i + 1 : i));
+  list.replaceChildren(...(stream ? [new Option("embedding", 0)] : []), ...layers);
+  for (const one of list.options) one.selected = one.textContent === before;
+  get("patch-head").disabled = stream;
+}
+
 function listen() {
   const { config } = model;
   const on = (id, event, does) => get(id).addEventListener(event, does);
   on("prompt", "input", readPrompt);
   on("special", "change", readPrompt);
+  on("other", "input", readPrompt);
   on("reset", "click", readPrompt);
   on("step", "click", () => addToken());
   on("run", "click", run);
@@ -547,12 +795,40 @@ function listen() {
     const button = event.target.closest("button");
     if (button) chooseHead(Number(button.dataset.layer), Number(button.dataset.head));
   });
+  on("off", "change", () => toggleHead(state.layer, state.head));
   on("heads", "keydown", (event) => {
+    if (["Delete", "Backspace"].includes(event.key)) toggleHead(state.layer, state.head);
     const [L, N] = [config.n_layers, config.n_heads];
     const next = moved(event, state.layer * N + state.head, L * N, N);
     if (next === null) return;
     chooseHead(Math.floor(next / N), next % N);
     get("heads").querySelectorAll("button")[next].focus();
+  });
+
+  on("int4", "change", toggleInt4);
+  on("what", "change", buildPatchLayers);
+  on("from", "change", () => {
+    if (get("from").value < state.positions.length) get("to").value = get("from").value;
+  });
+  on("patch", "click", patch);
+  on("undo-all", "click", () => {
+    get("other").focus(); // the button is about to be disabled
+    change([]);
+  });
+  on("changes", "click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const place = Array.from(get("changes").children).indexOf(button.parentElement);
+    change(state.changes.filter((_, i) => i !== place));
+  });
+  on("exchange", "click", () => {
+    const [prompt, other] = [get("prompt"), get("other")];
+    [prompt.value, other.value] = [other.value, prompt.value];
+    readPrompt();
+  });
+  on("pair", "click", () => {
+    [get("prompt").value, get("other").value] = PAIR;
+    readPrompt();
   });
 
   const point = (pointed) => {
@@ -621,7 +897,9 @@ async function start() {
     return;
   }
   Object.assign(model, load(CHECKPOINT));
-  model.cache = new Cache(model.config, LIMIT);
+  for (const name of ["plain", "changed", "other"]) {
+    runs[name] = { cache: new Cache(model.config, LIMIT), computed: [], changes: [] };
+  }
   build();
   showSettings();
   await compute(model.tokenizer.encode(get("prompt").value));

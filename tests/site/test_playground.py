@@ -10,10 +10,16 @@ import pytest
 import torch
 from browsing import ROOT, chromium, page_of, too_wide
 from helpers import corpus, make_weights
+from torch.nn import functional
 
 from llama3_scratch import PROMPT, Config, Tokenizer, attend, forward, generate, load, watch
 from llama3_scratch.config import RopeScaling
 from llama3_scratch.generate import token_probabilities
+from llama3_scratch.model import block, causal_mask, rms_norm, rotations_at
+from llama3_scratch.model import layer as part
+from llama3_scratch.quantize.packed import Int4
+from llama3_scratch.quantize.rounding import rtn
+from llama3_scratch.tiny.heads import without
 from llama3_scratch.tokenizer import special_tokens
 
 SITE = ROOT / "site"
@@ -65,6 +71,7 @@ def folder(tmp_path_factory, weights_js):
     folder = tmp_path_factory.mktemp("playground")
     shutil.copytree(SITE / "playground", folder, dirs_exist_ok=True)
     weights_js.write(folder, *load("tiny"))
+    weights_js.write_int4(folder, load("tiny-int4").weights)
     return folder
 
 
@@ -263,8 +270,6 @@ def test_the_page_shows_the_packages_numbers(page, tiny):
 
 def test_the_residual_streams_agree_with_the_package(page, tiny):
     """The table of layers is made from the stream after the embedding and after each layer."""
-    from llama3_scratch.model import block
-
     weights, config, tokenizer = tiny
     ids = tokenizer.encode(PROMPT)
     with watch(block) as seen:
@@ -338,13 +343,269 @@ def test_generating_and_editing_agree_with_the_package(page, tiny):
         ids = tokenizer.encode(edit)
         page.wait_for_function("(n) => state.positions.length === n", arg=len(ids))
         assert shown_ids(page) == ids
-        script = f"() => state.positions.map((position) => ({TO_BASE64})(position.logits))"
-        logits = torch.stack([tensor(row, -1) for row in page.evaluate(script)])
-        assert (logits - forward(weights, torch.tensor(ids), config)).abs().max() < CLOSE
+        assert (logits_of(page) - forward(weights, torch.tensor(ids), config)).abs().max() < CLOSE
     page.fill("#prompt", "a <|eot_id|>")
     assert tokenizer.special["<|eot_id|>"] not in shown_ids(page)
     page.check("#special")
     assert shown_ids(page)[-1] == tokenizer.special["<|eot_id|>"]
+
+
+# --- Changes inside -------------------------------------------------------------------------------
+
+ONE, TWO = (f"Tom fears bees. Nora fears {what}. Ada fears cats. What does Nora fear? Nora fears"
+            for what in ("wolves", "snakes"))  # fmt: skip
+THERE = 7  # the position at which they differ
+
+
+def logits_of(page, positions="state.positions"):
+    """Return the logits [T, V] that the page has computed."""
+    script = f"() => {positions}.map((position) => ({TO_BASE64})(position.logits))"
+    return torch.stack([tensor(row, -1) for row in page.evaluate(script)])
+
+
+def wait_for_changes(page, n):
+    page.wait_for_function("(n) => state.changes.length === n && idle()", arg=n)
+
+
+@pytest.fixture
+def pair(page):
+    """The page with the prompts ONE and TWO, of as many tokens."""
+    page.evaluate("""() => { window.idle = () => !state.reading
+      && get('changes').children.length === state.changes.length
+      && (state.changes.length === 0) === (state.plain[0] === state.positions[0]); }""")
+    page.click("#pair")
+    page.wait_for_function("(text) => get('text').textContent === text && idle()", arg=ONE)
+    assert page.input_value("#other") == TWO
+    return page
+
+
+def switch_off(page, layer, head):
+    page.locator(f"#heads button[data-layer='{layer}'][data-head='{head}']").click()
+    page.locator("#off").click()
+
+
+def test_heads_are_switched_off_as_in_the_package(pair, tiny):
+    weights, config, tokenizer = tiny
+    page, ids = pair, torch.tensor(tokenizer.encode(ONE))
+    plain = forward(weights, ids, config)
+    off = [(3, 1), (0, 4), (5, 7)]
+    for n in range(1, 4):
+        switch_off(page, *off[n - 1])
+        wait_for_changes(page, n)
+        right = forward(weights, ids, config, attend=without(*off[:n]))
+        assert (logits_of(page) - right).abs().max() < CLOSE
+        assert (logits_of(page, "state.plain") - plain).abs().max() < CLOSE
+        fewer = forward(weights, ids, config, attend=without(*off[: n - 1]))  # the control
+        assert (right - fewer).abs().max() > 100 * CLOSE
+    # what the page says of it
+    before, after = (logits[-1].softmax(-1) for logits in (plain, right))
+    rows = page.locator("#comparison tr")
+    shown = set(rows.locator("th").all_inner_texts())
+    best = [*before.topk(5).indices.tolist(), *after.topk(5).indices.tolist()]
+    assert shown == {tokenizer.decode([token]).replace(" ", "·") for token in best}
+    numbers = rows.first.locator(".number").all_inner_texts()
+    assert numbers == [f"{before.max():.3f}", f"{after[before.argmax()]:.3f}"]
+    names = page.locator("#heads button.off").evaluate_all("(all) => all.map((b) => b.ariaLabel)")
+    assert names == [f"layer {i}, head {n}, switched off" for i, n in sorted(off)]
+    far = functional.kl_div(right.log_softmax(-1), plain.log_softmax(-1), log_target=True,
+                            reduction="none")[-1].sum()  # fmt: skip
+    assert f"{far:.3f} nats" in page.inner_text("#measure")
+    # the changed model goes on, with its cache; then the changes are undone
+    page.fill("#temperature", "0")
+    page.click("#step")
+    page.wait_for_function("() => state.positions.length === 21 && idle()")
+    ids = torch.cat([ids, right[-1:].argmax(-1)])
+    right = forward(weights, ids, config, attend=without(*off))
+    assert (logits_of(page) - right).abs().max() < CLOSE
+    page.locator("#changes button").nth(1).click()
+    wait_for_changes(page, 2)
+    right = forward(weights, ids, config, attend=without(off[0], off[2]))
+    assert (logits_of(page) - right).abs().max() < CLOSE
+    page.click("#undo-all")
+    wait_for_changes(page, 0)
+    assert (logits_of(page) - forward(weights, ids, config)).abs().max() < CLOSE
+    assert not page.is_visible("#compared") and not page.is_visible("#changed")
+
+
+def patched(tiny, here, there, what, layer, head, into, taken):
+    """Return the logits for `here`, with one vector from the run of `there`."""
+    weights, config, tokenizer = tiny
+    runs = {}
+    for name, text in (("there", there), ("here", here)):
+        ids = torch.tensor(tokenizer.encode(text))
+        positions = torch.arange(len(ids))
+        rotations, mask = rotations_at(positions, config), causal_mask(positions, len(ids))
+        stream, outputs = weights["tok_embeddings.weight"][ids], []
+        runs[name] = streams, _ = [], outputs
+
+        def attend_patched(*arguments, patching=name == "here", outputs=outputs):
+            new = attend(*arguments).clone()
+            if patching and what == "outputs" and len(outputs) == layer:
+                new[into, head] = runs["there"][1][layer][taken, head]
+            outputs.append(new)
+            return new
+
+        for i in range(config.n_layers + 1):
+            if name == "here" and what == "stream" and i == layer:
+                stream[into] = runs["there"][0][layer][taken]
+            streams.append(stream.clone())
+            if i < config.n_layers:
+                inside = part(weights, i)
+                stream = block(stream, inside, rotations, mask, config, attend=attend_patched)
+    return (rms_norm(stream, weights["norm.weight"], config.norm_eps)) @ weights["output.weight"].T
+
+
+@pytest.mark.parametrize(("what", "layer", "head", "into", "taken"), [
+    ("stream", 0, 0, THERE, THERE), ("stream", 4, 0, THERE, THERE), ("stream", 6, 0, 19, 19),
+    ("stream", 3, 0, 12, THERE), ("outputs", 3, 1, 19, 19), ("outputs", 2, 6, 8, 11),
+])  # fmt: skip
+def test_a_patch_is_that_of_the_package(pair, tiny, what, layer, head, into, taken):
+    weights, config, tokenizer = tiny
+    page, stream = pair, what == "stream"
+    page.select_option("#what", what)
+    names = ["embedding", *map(str, range(config.n_layers))]
+    page.select_option("#patch-layer", label=names[layer if stream else layer + 1])
+    assert page.is_disabled("#patch-head") == stream
+    if not stream:
+        page.select_option("#patch-head", str(head))
+    page.select_option("#from", str(taken))
+    assert page.input_value("#to") == str(taken)  # until another one is chosen
+    page.select_option("#to", str(into))
+    page.click("#patch")
+    wait_for_changes(page, 1)
+    right = patched(tiny, ONE, TWO, what, layer, head, into, taken)
+    assert (logits_of(page) - right).abs().max() < CLOSE
+    plain = forward(weights, torch.tensor(tokenizer.encode(ONE)), config)
+    assert (right - plain).abs().max() > 100 * CLOSE  # the control: the patch does something,
+    assert torch.equal(right[:into], plain[:into])  # and not before its position
+    if (what, layer) == ("stream", 0):  # the token itself is exchanged
+        other = forward(weights, torch.tensor(tokenizer.encode(TWO)), config)
+        assert (logits_of(page) - other).abs().max() < CLOSE
+    elif (what, layer) == ("stream", 6):  # after the last layer only this position's answer is
+        assert (right - plain).abs().amax(-1).nonzero().flatten().tolist() == [into]
+
+
+def test_a_patch_where_the_runs_agree_changes_nothing(pair, tiny):
+    page = pair
+    page.select_option("#patch-layer", label="4")
+    page.select_option("#from", str(THERE - 1))
+    page.click("#patch")
+    wait_for_changes(page, 1)
+    assert torch.equal(logits_of(page), logits_of(page, "state.plain"))
+    assert "still its answer" in page.inner_text("#effect")
+
+
+def test_patches_follow_the_prompts(pair, tiny):
+    """The second prompt is run again when it changes; a patch whose position is gone goes too."""
+    page = pair
+    page.select_option("#patch-layer", label="embedding")
+    page.select_option("#from", str(THERE))
+    page.click("#patch")
+    wait_for_changes(page, 1)
+    assert "“·snakes”" in page.inner_text("#changes")
+    page.fill("#other", TWO.replace("snakes", "birds"))
+    page.wait_for_function("() => get('changes').textContent.includes('·birds')")
+    right = patched(tiny, ONE, TWO.replace("snakes", "birds"), "stream", 0, 0, THERE, THERE)
+    assert (logits_of(page) - right).abs().max() < CLOSE
+    page.fill("#other", TWO)
+    page.click("#exchange")
+    page.wait_for_function("(text) => get('text').textContent === text && idle()", arg=TWO)
+    assert page.input_value("#other") == ONE
+    right = patched(tiny, TWO, ONE, "stream", 0, 0, THERE, THERE)
+    assert (logits_of(page) - right).abs().max() < CLOSE
+    page.fill("#prompt", "Tom fears bees.")
+    wait_for_changes(page, 0)
+    assert page.locator("#to option").count() == 5
+    page.fill("#other", "")
+    page.wait_for_function("() => get('patch').disabled")
+
+
+def test_the_weights_of_4_bits_are_those_of_the_package(pair, tiny):
+    weights, config, tokenizer = tiny
+    int4 = load("tiny-int4", dtype=torch.float32).weights
+    matrices = {name for name in int4 if isinstance(int4[name], Int4)}
+    assert {name for name in int4 if name.startswith("layers") and "norm" not in name} == matrices
+    page = pair
+    assert page.evaluate("() => typeof INT4") == "undefined"  # it is loaded on demand
+    page.check("#int4")
+    wait_for_changes(page, 1)
+    for name in weights:
+        found = tensor(page.evaluate(f"(name) => ({TO_BASE64})(model.int4[name])", name), -1)
+        right = int4[name].dequantize() if name in matrices else weights[name]
+        assert torch.equal(found.view_as(right), right), name
+        assert torch.equal(right, weights[name]) == (name not in matrices)  # the control
+    ids = torch.tensor(tokenizer.encode(ONE))
+    wide = {name: int4[name].dequantize() if name in matrices else weights[name] for name in int4}
+    right, plain = (forward(some, ids, config) for some in (wide, weights))
+    assert (logits_of(page) - right).abs().max() < CLOSE
+    assert (logits_of(page, "state.plain") - plain).abs().max() < CLOSE
+    assert (right - plain).abs().max() > 100 * CLOSE
+    best = plain[-1].argmax()
+    before, after = (float(logits[-1].softmax(-1)[best]) for logits in (plain, right))
+    row = page.locator("#comparison tr").first
+    assert row.locator(".number").all_inner_texts() == [f"{before:.3f}", f"{after:.3f}"]
+    difference = float(row.locator("td").last.inner_text().replace("−", "-"))
+    assert difference == pytest.approx(after - before, abs=6e-4)
+    switch_off(page, 3, 1)  # together with another change
+    wait_for_changes(page, 2)
+    right = forward(wide, ids, config, attend=without((3, 1)))
+    assert (logits_of(page) - right).abs().max() < CLOSE
+    page.uncheck("#int4")
+    wait_for_changes(page, 1)
+    right = forward(weights, ids, config, attend=without((3, 1)))
+    assert (logits_of(page) - right).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("shape", [(7, 33, 32), (5, 45, 7), (4, 64, None)])
+def test_a_matrix_of_4_bits_may_have_any_shape(page, weights_js, shape):
+    rows, n, group = shape
+    matrix = torch.randn(rows, n, generator=torch.Generator().manual_seed(rows))
+    four = Int4(rtn(matrix, 4, group))
+    found = page.evaluate(f"(m) => ({TO_BASE64})(dequantize(m))", weights_js._four_bits(four))
+    assert torch.equal(tensor(found, rows, n), four.dequantize())
+
+
+def test_missing_weights_of_4_bits_are_reported(browser, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "weights-int4.js").unlink()
+    page = browser.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    page.wait_for_selector(".chip")
+    page.click("#int4")
+    page.wait_for_function("() => get('message').textContent.includes('weights-int4.js')")
+    assert not page.is_checked("#int4")
+    page.close()
+
+
+def test_changes_by_keyboard_alone(pair):
+    page = pair
+    page.focus("#layer")
+    for _ in range(4):  # the head's list, its checkbox, the heatmap, the heads
+        page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.closest('#heads') !== null")
+    page.keyboard.press("Home")
+    page.keyboard.press("Delete")
+    wait_for_changes(page, 1)
+    assert page.evaluate("() => document.activeElement.ariaLabel").endswith("0, switched off")
+    said = page.text_content("#announce")
+    assert said == page.inner_text("#effect") and "“·wolves” had probability 0.999" in said
+    page.focus("#from")
+    page.keyboard.press("Home")
+    for _ in range(THERE):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.id") == "patch"
+    page.keyboard.press("Enter")
+    wait_for_changes(page, 2)
+    for _ in range(2):  # the weights of 4 bits, the first button in the list
+        page.keyboard.press("Tab")
+    for left in (1, 0):  # each is undone, and the focus stays where one can go on
+        assert page.evaluate("() => document.activeElement.textContent") == "Undo"
+        page.keyboard.press("Enter")
+        wait_for_changes(page, left)
+    assert page.evaluate("() => document.activeElement.id") == "other"
+    assert page.text_content("#announce") == "The model is unchanged."
 
 
 def test_a_run_can_be_stopped(page):
@@ -410,7 +671,10 @@ def test_the_page_fits_and_follows_the_theme(visit, folder, width, scheme):
     how = {"viewport": {"width": width, "height": 844}, "color_scheme": scheme}
     page = visit(folder, **how, has_touch=width < 500)
     page.fill("#prompt", "I wandered lonely as a cloud that floats on high. " + "w" * 120)
-    page.wait_for_timeout(100)
+    page.fill("#other", "I wandered lonely " + "w" * 120)
+    page.click("#patch")
+    page.click("#off")
+    page.wait_for_selector("#changes li:nth-child(2)")
     assert too_wide(page) == 0
     small = page.evaluate("""() => Array.from(
       document.querySelectorAll("button, select, input, .chip, textarea"),
