@@ -11,7 +11,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help lab workbook run test test-thorough test-real notebooks playground images site serve tiny tiny-quick tiny-history lint format clean
+.PHONY: help lab workbook run test test-thorough test-real notebooks playground images site serve tiny tiny-quick tiny-history tiny-int4 lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
