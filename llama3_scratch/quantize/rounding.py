@@ -72,7 +72,8 @@ def grid(part, bits, symmetric=False):
 def encode(w, scale, zero, bits):
     """Weights [O, ...] with scale and zero of their shape -> the nearest codes, float32.
 
-    Multiplied by 1 / scale in float32, as in torch.fake_quantize_per_channel_affine.
+    Multiplied by 1 / scale in float32, as in torch.fake_quantize_per_channel_affine. Division would
+    now and then decide otherwise for a weight that lies halfway between two codes.
     """
     return ((w.float() * (1 / scale)).round() + zero).clamp(0, 2**bits - 1)
 
