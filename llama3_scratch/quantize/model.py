@@ -149,7 +149,7 @@ def llm_int8(x, W, threshold=6.0):
     numbers; infinity leaves all (W8A8). (bitsandbytes takes 0 for infinity, and the outliers'
     weights from their 8 bits.)
     """
-    outliers = (x.abs() >= threshold).flatten(0, -2).any(0)  # [I]
+    outliers = (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0)  # [I]
     exact = x[..., outliers] @ W[:, outliers].T  # [..., O]
     x_codes, x_scales = absmax(x.float().masked_fill(outliers, 0))  # [..., I], [..., 1]
     W_codes, W_scales = absmax(W.float())  # [O, I], [O, 1]

@@ -204,6 +204,7 @@ def test_llm_int8_is_bitsandbytes():
         assert torch.equal(codes.float(), golden[f"{name}codes"])
         close(scales[:, 0] * 127, golden[f"{name}largest"], 1e-6)
     close(llm_int8(x, W, math.inf), golden["W8A8"], 1e-3)
+    close(llm_int8(x[0], W), llm_int8(x[:1], W)[0], 1e-6)  # any number of dimensions
     close(x @ Int8(W).T, golden["Linear8bitLt"], 1e-3)
     close(llm_int8(x, Int8(W).dequantize()), golden["mixed"], 1e-3)  # its outliers' W: 8 bits
     close(llm_int8(x, W), golden["mixed"], 1e-2)
