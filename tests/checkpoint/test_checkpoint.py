@@ -300,13 +300,14 @@ def test_a_file_without_permission_gives_one_clear_error(folder, name, capsys):
     if user == 0:  # root may read everything: become `nobody` for a moment
         for path in [folder, *folder.parents][:4]:
             path.chmod(0o755)
-    (folder / name).chmod(0)
+    closed = (folder / name).resolve()  # from inside a closed folder there is no way back
+    closed.chmod(0)
     os.seteuid(user or 65534)
     try:
         assert main(["--checkpoint", str(folder)]) == 2
     finally:
         os.seteuid(user)
-        (folder / name).chmod(0o755)
+        closed.chmod(0o755)
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     assert (name in shown and "Permission denied" in shown) or "may be read" in shown

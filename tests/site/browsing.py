@@ -31,6 +31,16 @@ def need_the_sites_packages():
         pytest.importorskip(package, reason=f"no {package} here: make test installs it")
 
 
+def need_a_browser():
+    """Skip a file of tests, in one line, where there is no browser."""
+    pytest.importorskip("playwright.sync_api", reason="no playwright here: make test installs it")
+    if not CHROMIUM:
+        pytest.skip(
+            "no Chromium here, so nothing is tried in a browser: install it (on Debian "
+            "`apt-get install chromium`), or name one in CHROMIUM", allow_module_level=True,
+        )  # fmt: skip
+
+
 def build_once(tmp_path_factory):
     """Build the site in the first xdist worker that asks; the others wait -> its folder."""
     base = tmp_path_factory.getbasetemp()
@@ -52,11 +62,10 @@ def build_once(tmp_path_factory):
 
 @contextlib.contextmanager
 def chromium():
-    """A browser; skips with the reason if there is none."""
-    driver = pytest.importorskip("playwright.sync_api", reason="no playwright here")
-    if not CHROMIUM:
-        pytest.skip("no Chromium here: install Debian's chromium, or name one in CHROMIUM")
-    with driver.sync_playwright() as playwright:
+    """A browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         yield browser
         browser.close()

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from browsing import ROOT, chromium, page_of, too_wide
+from browsing import ROOT, chromium, need_a_browser, page_of, too_wide
 from helpers import corpus, make_weights
 from torch.nn import functional
 
@@ -21,6 +21,8 @@ from llama3_scratch.quantize.packed import Int4
 from llama3_scratch.quantize.rounding import rtn
 from llama3_scratch.tiny.heads import without
 from llama3_scratch.tokenizer import special_tokens
+
+need_a_browser()
 
 SITE = ROOT / "site"
 CLOSE = 1e-4

@@ -9,6 +9,7 @@ from browsing import (
     NOTEBOOKS,
     build_once,
     chromium,
+    need_a_browser,
     need_the_sites_packages,
     page_of,
     too_wide,
@@ -16,6 +17,7 @@ from browsing import (
 )
 
 need_the_sites_packages()
+need_a_browser()
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 PAGES = [
