@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 
-from llama3_scratch import PROMPT, InputError, generate, load, model, shape, watch
+from llama3_scratch import PROMPT, InputError, __version__, generate, load, model, shape, watch
 from llama3_scratch.chat import chat, speed, speed_text
 from llama3_scratch.checkpoint import memory
 from llama3_scratch.checkpoint.lazy import DTYPES
@@ -75,6 +75,7 @@ def parser(command=""):
 
 
 def _add_run(add):
+    add("--version", action="version", version=f"llama3-scratch {__version__}")
     add("prompt", nargs="?", default=PROMPT, help=f'the text to continue (default: "{PROMPT}")')
     _add_sampling(add, max_new=32, temperature=0.0, top_p=1.0)
     add("--json", action="store_true", help="print one JSON object instead, for programs")

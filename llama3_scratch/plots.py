@@ -8,16 +8,21 @@ import cmath
 import io
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
-import PIL.Image
 import torch
-from IPython.display import Image
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Wedge
 
 from llama3_scratch.config import weight_shapes
+from llama3_scratch.errors import InputError
+
+try:
+    import matplotlib.pyplot as plt
+    import PIL.Image
+    from IPython.display import Image
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Wedge
+except ImportError as error:
+    raise InputError(f"{error}: pip install 'llama3-scratch[notebooks]' has it.") from None
 
 INK, CARD = "#1b1b2f", "#ffffff"
 STYLE = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import BYTES, ROOT, SMALL, make_weights
 
+import llama3_scratch
 from llama3_scratch import PROMPT, Tokenizer, forward, generate, load, save
 from llama3_scratch.__main__ import RUN, main
 from llama3_scratch.checkpoint import memory, meta
@@ -45,6 +46,13 @@ def test_the_printed_text_is_the_computed_text(capsys):
     assert shown.endswith("\nBen likes tea." + tokenizer.decode(list(new)) + "\n")
     for token in tokens:
         assert f"{tokenizer.decode([token])!r} {token}" in shown
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"llama3-scratch {llama3_scratch.__version__}\n"
 
 
 FLAGS = ["--checkpoint", "--max-new", "--temperature", "--top-p", "--seed", "--device", "--dtype"]
