@@ -299,7 +299,7 @@ def test_a_file_without_permission_gives_one_clear_error(folder, name, capsys):
     user = os.geteuid()
     if user == 0:  # root may read everything: become `nobody` for a moment
         for path in [folder, *folder.parents][:4]:
-            path.chmod(0o755)
+            path.chmod(path.stat().st_mode | 0o055)
     closed = (folder / name).resolve()  # from inside a closed folder there is no way back
     closed.chmod(0)
     os.seteuid(user or 65534)

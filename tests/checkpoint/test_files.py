@@ -109,7 +109,8 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path):
     before = contents(tmp_path / "old")
     user = os.geteuid()
     for path in [tmp_path, *tmp_path.parents][:4] if user == 0 else ():
-        path.chmod(0o755)  # root may write everywhere: become `nobody` for a moment
+        # root may write everywhere: become `nobody` for a moment
+        path.chmod(path.stat().st_mode | 0o055)
     (tmp_path / "old").chmod(0o555)
     os.seteuid(user or 65534)
     try:
