@@ -204,6 +204,7 @@ def test_a_bad_formula_is_refused(site):
 LAUNCH = re.compile(r'\n<p class="launch">.*</p>')
 
 
+@pytest.mark.thorough
 def test_a_second_build_differs_only_in_the_launch_links(site, tmp_path):
     """The same bytes; a public repository only adds its links to the notebooks' pages."""
     again = tmp_path / "again"
