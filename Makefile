@@ -2,8 +2,8 @@
 # make.py does the work, on every system: without make, `python make.py lab` is the same.
 
 PYTHON ?= python3
-TARGETS := help lab workbook run test test-thorough test-real notebooks playground images site serve \
-    tiny tiny-quick tiny-history tiny-int4 lint format clean
+TARGETS := help lab workbook run test test-thorough test-real notebooks playground images site book \
+    dist serve tiny tiny-quick tiny-history tiny-int4 lint format clean
 
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)

@@ -241,6 +241,12 @@ def playground():
     print(f"open {page / 'index.html'}")
 
 
+def dist():
+    """The wheel and the source distribution, with the pinned tools."""
+    pip("--quiet", "hatchling", "editables")
+    python("-m", "hatchling", "build", "-d", "dist")
+
+
 def serve():
     port = int(os.environ.get("PORT", 8000))
     handler = functools.partial(
@@ -287,6 +293,9 @@ TARGETS = {  # name: (the step that it needs, what `help` says, a function or ar
     "images": ("notebooks", "draw the pictures again", ["images/draw.py"]),
     "site": ("site", "build the book as a static site, build/site/index.html",
              ["site/build.py build/site"]),
+    "book": ("test", "the book as one PDF and one EPUB, in build/book",
+             ["site/build.py build/site", "site/book.py build/site build/book"]),
+    "dist": ("package", "build the wheel and the source distribution, in dist", dist),
     "serve": ("site", "build the site and show it on http://localhost:8000", serve),
     "tiny": ("notebooks", "train the tiny model from nothing, as it ships (100 minutes, one core)",
              [f"{PRETRAIN}/tiny", f"{SKILLS}/tiny"]),

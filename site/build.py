@@ -4,11 +4,13 @@ The notebooks with their stored outputs, the pages of `pages.py` and the playgro
 that are read from disk or from any server. Nothing is executed, any warning fails the build, and
 the same sources give the same bytes.
 
-LAUNCH_REPOSITORY=owner/name, the project's public repository on GitHub, puts links to Colab and
-Binder on the notebooks' pages; without it there are none.
+LAUNCH_REPOSITORY=owner/name, the project's public repository on GitHub, puts links to Colab, Binder
+and to a prefilled report of a mistake on the pages; SITE_ADDRESS=https://..., where the site will
+be, canonical links and preview pictures. Without them there are none.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -20,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
+import colab  # noqa: E402
+import heads  # noqa: E402
 import katex  # noqa: E402
 import pages  # noqa: E402
 import tinycss2  # noqa: E402
@@ -159,6 +163,12 @@ def prune(site):
         css.write_text(used_rules(rules, words), encoding="utf-8")
     if not any(LATE_THEME in content for content in html.values()):
         raise ValueError("the theme chooses light or dark in other words than LATE_THEME")
+    about = {page: heads.description(content, page) for page, content in html.items()}
+    (static / "descriptions.js").write_text(
+        "const DESCRIPTIONS = "
+        + json.dumps({p.relative_to(site).as_posix(): a for p, a in about.items()}, indent=0)
+        + ";\n", encoding="utf-8",
+    )  # fmt: skip
     for page, content in html.items():
         # A figure opens alone, so that its text can be enlarged on a phone.
         content = PICTURE.sub(
@@ -166,9 +176,14 @@ def prune(site):
         )
         if page.parent.name == "notebooks":
             content = content.replace("</a></h1>", f"</a></h1>\n{launch_links(page.stem)}", 1)
+        content = heads.written(content, page.relative_to(site), about[page])
         content = re.sub(r"\s*<(script|link)[^>]*fontawesome[^>]*>(</script>)?", "", content)
         content = content.replace(LATE_THEME, EARLY_THEME)
-        if page.name != "search.html":
+        if page.name == "search.html":
+            book = '<script defer="defer" src="_static/book.js'
+            first = '<script src="_static/descriptions.js"></script>'
+            content = content.replace(book, f"{first}\n    {book}")
+        else:
             search = "(?:searchtools|language_data|searchindex)"
             content = re.sub(rf'\s*<script src="[^"]*{search}\.js[^"]*"></script>', "", content)
         page.write_text(content, encoding="utf-8")
@@ -176,19 +191,15 @@ def prune(site):
 
 def launch_links(stem):
     """Return links to a notebook in Colab and Binder, as HTML; "" without a public repository."""
-    repository = os.environ.get("LAUNCH_REPOSITORY", "")
+    repository = colab.repository()
     if not repository:
         return ""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise ValueError(f"LAUNCH_REPOSITORY is {repository!r}, expected owner/name")
-    path = f"notebooks/{stem}.ipynb"
-    colab = f"https://colab.research.google.com/github/{repository}/blob/main/{path}"
-    binder = f"https://mybinder.org/v2/gh/{repository}/HEAD?labpath={quote(path, safe='')}"
-    install = f"%pip install git+https://github.com/{repository}"
-    return (
-        f'<p class="launch">Run it elsewhere: <a href="{colab}">Colab</a> (there, first of all, '
-        f'<code>{install}</code>) or <a href="{binder}">Binder</a>.</p>'
+    path = quote(f"notebooks/{stem}.ipynb", safe="")
+    binder = f"https://mybinder.org/v2/gh/{repository}/HEAD?labpath={path}"
+    places = (
+        f'<a href="{colab.address(repository, stem)}">Colab</a> or <a href="{binder}">Binder</a>'
     )
+    return f'<p class="launch">Run it elsewhere: {places}.</p>'
 
 
 def add_playground(site):
@@ -203,6 +214,7 @@ def add_playground(site):
     text = text.replace(bar, f"{bar}    {NAVIGATION.format(first=pages.first())}", 1)
     link = '<a href="../{}.html">{}</a>'
     text = re.sub("<cite>.*?</cite>", lambda cite: pages.linked(cite[0], link), text)
+    text = heads.forbidding(text)
     page.write_text(text, encoding="utf-8")
 
 
@@ -221,6 +233,8 @@ def build(site, work=None):
     prune(site)
     add_playground(site)
     (site / ".nojekyll").touch()
+    (site / "llms.txt").write_text(pages.llms(), encoding="utf-8")
+    (site / "llms-full.txt").write_text(pages.llms_full(), encoding="utf-8")
     return 0
 
 

@@ -57,6 +57,53 @@ function reachScrollingBoxes() {
   }
 }
 
+/** On paper: everything unfolded, on white. */
+function printWhole() {
+  const folds = [...document.querySelectorAll("details:not([open])")];
+  const { theme } = document.documentElement.dataset;
+  for (const fold of folds) fold.open = true;
+  document.documentElement.dataset.theme = "light";
+  addEventListener("afterprint", () => {
+    for (const fold of folds) fold.open = false;
+    document.documentElement.dataset.theme = theme;
+  }, { once: true });
+}
+
+function paragraph(text) {
+  const element = document.createElement("p");
+  element.className = "context";
+  element.textContent = text;
+  return element;
+}
+
+/** What a page is about, in place of an excerpt, where a page may not read others. */
+const ABOUT = typeof DESCRIPTIONS === "undefined" ? {} : DESCRIPTIONS;
+
+/** Each place once among the results of a search, and the first of them one tab away. */
+function tidyResults() {
+  const results = document.getElementById("search-results");
+  if (!results) return;
+  const seen = new Set();
+  new MutationObserver((changes) => {
+    for (const item of changes.flatMap((change) => [...change.addedNodes])) {
+      const link = item.nodeName === "LI" && item.querySelector("a");
+      if (!link) continue;
+      const place = link.href.replace(/\?[^#]*/, "");
+      if (seen.has(place)) item.remove();
+      seen.add(place);
+      const about = ABOUT[item.querySelector("a").getAttribute("href")];
+      if (about && !DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY) item.append(paragraph(about));
+    }
+    const summary = results.querySelector(".search-summary");
+    if (seen.size && !summary.hasAttribute("tabindex")) {
+      summary.tabIndex = -1;
+      summary.focus({ preventScroll: true });
+    }
+  }).observe(results, { childList: true, subtree: true });
+}
+
+tidyResults();
+addEventListener("beforeprint", printWhole);
 addCopyButtons();
 reachScrollingBoxes();
 addEventListener("resize", reachScrollingBoxes);

@@ -93,3 +93,39 @@ def test_pictures_without_matplotlib_give_one_clear_message(monkeypatch):
         with pytest.raises(llama3_scratch.InputError, match=r"pip install 'llama3-scratch\[noteb"):
             importlib.import_module("llama3_scratch.plots")
     importlib.import_module("llama3_scratch.plots")
+
+
+def test_the_lock_file_agrees_with_the_pinned_versions():
+    """uv.lock and constraints.txt name the same versions, from the public index, with hashes."""
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", text("constraints.txt"), re.M))
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    locked = tomllib.loads(text("uv.lock"))
+    assert set(re.findall(r"https://[^/\"]+", text("uv.lock"))) == {
+        "https://pypi.org", "https://files.pythonhosted.org",
+    }  # fmt: skip
+    packages = [each for each in locked["package"] if "registry" in each["source"]]
+    versions = {package["name"]: package for package in packages}
+    for name, package in versions.items():
+        assert package["version"] == pins.get(name, package["version"]), name
+        files = [package.get("sdist"), *package.get("wheels", [])]
+        assert all(file["hash"].startswith("sha256:") for file in files if file)
+    tools = {each["name"]: each["specifier"] for each in locked["manifest"]["build-constraints"]}
+    assert tools == {name: f"=={pins[name]}" for name in tools} and "setuptools" in tools
+    project = tomllib.loads(text("pyproject.toml"))
+    assert project["build-system"]["requires"] == [f"hatchling=={pins['hatchling']}"]
+    builders = {*tools, "pip", "pathspec", "tomlkit", "trove-classifiers", "coverage"}
+    builders |= {"httpcore2", "httpx2"}
+    assert pins.keys() - versions.keys() <= builders
+
+
+def test_workflows_are_pinned_by_hash_and_write_as_little_as_they_need():
+    """Each action by its commit; a job that may write runs no code of the project."""
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        workflow = path.read_text(encoding="utf-8")
+        uses = re.findall(r"uses: (\S+)", workflow)
+        assert uses and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in uses)
+        top, *jobs = re.split(r"^  (?=[\w-]+:$)", workflow.partition("\njobs:")[2], flags=re.M)
+        assert "\npermissions:\n  contents: read\n" in workflow
+        for job in jobs:
+            if ": write" in job:
+                assert "actions/checkout" not in job and "python" not in job

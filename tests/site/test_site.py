@@ -201,39 +201,100 @@ def test_a_bad_formula_is_refused(site):
     assert "ValueError" in done.stderr and "KaTeX" in done.stderr
 
 
-LAUNCH = re.compile(r'\n<p class="launch">.*</p>')
+OUTWARD = re.compile(r'\n<p class="(?:launch|report)">.*</p>')
 
 
 @pytest.mark.thorough
-def test_a_second_build_differs_only_in_the_launch_links(site, tmp_path):
-    """The same bytes; a public repository only adds its links to the notebooks' pages."""
+def test_a_second_build_differs_only_in_the_outward_links(site, tmp_path):
+    """The same bytes; a public repository only adds its links."""
     again = tmp_path / "again"
     done = run("site/build.py", again, LAUNCH_REPOSITORY="a-reader/a.copy")
     assert done.returncode == 0, done.stderr
-    notebooks = {f"notebooks/{path.stem}.html" for path in NOTEBOOKS}
-    assert different(site, again) == notebooks  # which is the control of the next comparison
+    html = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    with_article = html - {"playground/index.html", "search.html"}
+    assert different(site, again) == with_article  # which is the control of the next comparison
     launched = read(again)
     assert not wrong_loads(again, launched)
     for path in NOTEBOOKS:
         page = again / "notebooks" / f"{path.stem}.html"
-        assert [address for address in launched[page].links if "a-reader" in address] == [
-            f"https://colab.research.google.com/github/a-reader/a.copy/blob/main/notebooks/{path.name}",
+        *report, repository = [a for a in launched[page].links if "a-reader" in a]
+        assert report[:2] == [
+            f"https://colab.research.google.com/github/a-reader/a.copy/blob/colab/notebooks/{path.name}",
             f"https://mybinder.org/v2/gh/a-reader/a.copy/HEAD?labpath=notebooks%2F{path.name}",
         ]
+        assert f"Page%3A%20notebooks/{path.stem}.html" in report[2]
+        assert repository == "https://github.com/a-reader/a.copy"
+    for name in with_article:
+        page = again / name
         text = page.read_text(encoding="utf-8")
-        page.write_text(LAUNCH.sub("\n", text, count=1), encoding="utf-8")
+        page.write_text(OUTWARD.sub("\n", text), encoding="utf-8")
     assert not different(site, again)
 
 
-def test_a_bad_launch_repository_is_refused():
-    code = (
-        "import os, sys; sys.path.insert(0, 'site'); import build\n"
-        "print([build.launch_links('x')])\n"
-        """os.environ["LAUNCH_REPOSITORY"] = 'x"y'; build.launch_links('x')"""
-    )
-    done = run("-c", code, LAUNCH_REPOSITORY="")
-    assert done.stdout == "['']\n"
+def test_a_bad_public_place_is_refused():
+    code = "import sys; sys.path.insert(0, 'site'); import build, heads; "
+    code += "print([build.launch_links('x'), heads.address()])"
+    assert run("-c", code, LAUNCH_REPOSITORY="", SITE_ADDRESS="").stdout == "['', '']\n"
+    done = run("-c", code, LAUNCH_REPOSITORY='x"y')
     assert "expected owner/name" in done.stderr
+    done = run("-c", code, LAUNCH_REPOSITORY="", SITE_ADDRESS="ftp://x")
+    assert "expected https://" in done.stderr
+
+
+def test_every_page_forbids_other_hosts_and_says_what_it_is_about(site):
+    about = json.loads(
+        (site / "_static" / "descriptions.js").read_text(encoding="utf-8")[21:].rstrip(";\n")
+    )
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        head = text.partition("</head>")[0]
+        policy = head.index("default-src 'none'")
+        assert policy < min(head.find(tag) % len(text) for tag in ("<script", "<link", "<style"))
+        assert head.count('name="description"') == 1, path.name
+        assert "canonical" not in head and "og:image" not in head  # no public address is set
+        title = re.search("<title>(.*?)</title>", head)[1]
+        assert len(set(title.split(" &#8212; "))) == len(title.split(" &#8212; "))
+        if path.parent.name != "playground":
+            assert len(about[path.relative_to(site).as_posix()]) > 20
+
+
+def test_the_address_of_the_site_gives_canonical_links_and_previews():
+    code = (
+        "import sys; sys.path.insert(0, 'site'); import heads; from pathlib import Path\n"
+        'html = \'<meta charset="utf-8" /><title>A - A</title><img src="../_images/a.png">\'\n'
+        "print(heads.written(html, Path('notebooks/a.html'), 'what \"it\" is'))"
+    )
+    shown = run("-c", code, LAUNCH_REPOSITORY="", SITE_ADDRESS="https://a.io/b").stdout
+    assert '<link rel="canonical" href="https://a.io/b/notebooks/a.html">' in shown
+    assert 'og:image" content="https://a.io/b/_images/a.png">' in shown
+    assert "<title>A</title>" in shown and "what &quot;it&quot; is" in shown
+
+
+def test_assistants_get_the_text_without_solutions(site):
+    short = (site / "llms.txt").read_text(encoding="utf-8")
+    for address in re.findall(r"\]\(([^)]+)\)", short):
+        assert (site / address).exists(), address
+    text = (site / "llms-full.txt").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            hidden = "solution" in cell["metadata"].get("tags", [])
+            assert ("".join(cell["source"]) in text) != hidden, cell["id"]
+
+
+def test_the_copies_for_colab_install_the_package_and_lead_outside(tmp_path):
+    """Every picture and link leads to a public place; nothing else of a notebook is changed."""
+    done = run("site/colab.py", tmp_path, LAUNCH_REPOSITORY="a-reader/a.copy")
+    assert done.returncode == 0, done.stderr
+    for path in NOTEBOOKS:
+        old = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        new = json.loads((tmp_path / "notebooks" / path.name).read_text(encoding="utf-8"))["cells"]
+        install = new.pop(1)
+        assert "[notebooks] @ git+https://github.com/a-reader/a.copy" in install["source"]
+        for before, after in zip(old, new, strict=True):
+            before, after = "".join(before["source"]), "".join(after["source"])
+            near = re.findall(r"\]\((?!https://|#)[^)]+\)", after)
+            assert not near, near
+            assert re.sub(r"\]\([^)]+\)", "", before) == re.sub(r"\]\([^)]+\)", "", after)
 
 
 def test_every_report_of_a_mistake_is_linked(site, pages):
