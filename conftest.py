@@ -1,7 +1,7 @@
 """What the tests share: Meta's reference, and how the outputs of cells are compared.
 
-nbval runs the notebooks in three lanes (`make test`). Their stored outputs are the tiny model's.
-Under `LLAMA3_CHECKPOINT=random` the cells tagged `nbval-check-output` must print the same
+nbval runs the notebooks in three lanes. Their stored outputs are the tiny model's (`make test`).
+The other two are CI's (`make test-thorough`): under `LLAMA3_CHECKPOINT=random` the cells tagged `nbval-check-output` must print the same
 (`--nbval-lax`). On other checkpoints nothing is compared, but no cell may fail.
 """
 
