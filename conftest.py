@@ -1,7 +1,7 @@
 """What the tests share: Meta's reference, and how the outputs of cells are compared.
 
-nbval runs the notebooks in three lanes. Their stored outputs are the tiny model's (`make test`). Two
-lanes are left to CI (`make test-thorough`). Under `LLAMA3_CHECKPOINT=random` the cells tagged
+nbval runs the notebooks in three lanes. Their stored outputs are the tiny model's (`make test`).
+Two lanes are left to CI (`make test-thorough`). Under `LLAMA3_CHECKPOINT=random` the cells tagged
 `nbval-check-output` must print the same (`--nbval-lax`). On a model of other sizes nothing is
 compared, but no cell may fail.
 """
