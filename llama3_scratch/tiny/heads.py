@@ -1,15 +1,28 @@
-"""What each head does: its attention between tokens that the generator knows to be related."""
+"""What each head does: its attention between tokens that the generator knows to be related.
 
+    python -m llama3_scratch.tiny.heads build/tiny-history
+
+This command ablates every head of the checkpoints that `make tiny-history` makes, and writes
+`ablations.json`, which ships with the package; notebook 13 reads it.
+"""
+
+import argparse
+import json
 import re
+import sys
 from itertools import accumulate, count
+from pathlib import Path
 from random import Random
 
 import torch
 
-from llama3_scratch.model import attend, forward
+from llama3_scratch.checkpoint import load
+from llama3_scratch.model import attend, block, feed_forward, forward
 from llama3_scratch.tiny import world
 from llama3_scratch.tiny.pretrain import SKILLS_SEED, encode
 from llama3_scratch.watch import watch
+
+SHIPPED = Path(__file__).parent / "ablations.json"
 
 
 def pairs_previous(ids, **_):
@@ -158,3 +171,183 @@ def heads(model, n_documents=60):
                 total, n_pairs = total + head_scores(probabilities, pairs), n_pairs + len(pairs)
         table[name] = total / max(n_pairs, 1), n_pairs
     return table
+
+
+# --- Texts whose parts stand at known positions, and experiments on them (notebook 13) ------------
+
+
+def single_tokens(words, tokenizer, at_least):
+    """Words -> the ids of those that are one token after a space.
+
+    A tokenizer that has fewer than `at_least` such words lends any of its tokens.
+    """
+    ids = [tokenizer.encode(f" {word}", bos=False) for word in words]
+    single = [one[0] for one in ids if len(one) == 1]
+    return torch.tensor(single if len(single) >= at_least else range(max(at_least, 24)))
+
+
+def different(pool, n_rows, n_columns, seed):
+    """Ids [n], a seed -> [n_rows, n_columns]: each row holds different ids, in random order."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    orders = [torch.randperm(len(pool), generator=generator, device="cpu") for _ in range(n_rows)]
+    return pool[torch.stack(orders)[:, :n_columns].to(pool.device)]
+
+
+def filled(template, slots, tokenizer):
+    """A text with slots and {name: ids [R]} -> ids [R, T], {name: positions of the slot}.
+
+    A slot is written " {name}", with its space, and takes one token, the same in all its places:
+    "The {x} is {y}. What colour is the {x}? The {x} is".
+    """
+    parts = re.split(r" \{(\w+)\}", template)
+    n_rows, columns, places = len(next(iter(slots.values()))), [], {}
+    for i, part in enumerate(parts):
+        if i % 2:
+            places.setdefault(part, []).append(len(columns))
+            columns.append(slots[part])
+        elif part or i == 0:
+            ids = tokenizer.encode(part, bos=i == 0)
+            columns += torch.tensor(ids)[:, None].expand(-1, n_rows)
+    return torch.stack(columns, 1), places
+
+
+def instead(given):
+    """{(layer, head): outputs [..., T, H]} -> an `attend` for one `forward`, in which these heads
+    give these outputs; all other heads give their own."""
+    calls = count()  # `forward` calls it once for each layer, layer 0 first
+
+    def attend_instead(query, keys, values, mask):
+        i = next(calls)
+        outputs = attend(query, keys, values, mask).clone()  # [..., T, N, H]
+        for (layer, head), rows in given.items():
+            if layer == i:
+                outputs[..., head, :] = rows
+        return outputs
+
+    return attend_instead
+
+
+@torch.no_grad()
+def contributions(weights, ids, config, token, other):
+    """Weights, ids [T], two ids -> [1 + L (N + 1)]: what each part adds to the last row's logit of
+    `token` minus that of `other`.
+
+    The parts are the embedding and, layer by layer, what each of the N heads and the feed-forward
+    write to the stream. All are divided by the size of the whole row after the last layer, so they
+    add up to the difference.
+    """
+    with watch(block, attend, feed_forward) as seen:
+        forward(weights, ids, config)
+    embedding = next(call["x"] for call in seen if call["def"] == "block")[-1]
+    outputs = [call["return"][-1] for call in seen if call["def"] == "attend"]  # L of [N, H]
+    fed = [call["return"][-1] for call in seen if call["def"] == "feed_forward"]  # L of [D]
+    parts = [embedding[None]]
+    for i, (heads_of, change) in enumerate(zip(outputs, fed, strict=True)):
+        wo = weights[f"layers.{i}.attention.wo.weight"].unflatten(1, heads_of.shape)  # [D, N, H]
+        parts += [torch.einsum("nh,dnh->nd", heads_of, wo), change[None]]
+    row = next(call["return"] for call in reversed(seen) if call["def"] == "block")[-1]
+    size = (row.pow(2).mean() + config.norm_eps).sqrt()
+    direction = weights["output.weight"][token] - weights["output.weight"][other]
+    return torch.cat(parts) / size @ (weights["norm.weight"] * direction)
+
+
+# --- Which heads a checkpoint needs, over the steps of a training ---------------------------------
+
+
+def _pronouns(tokenizer, n_texts):
+    """Texts of the kind "needs", cut before a pronoun -> ids [R, T], ends [R], right and other
+    pronoun [R, 2], pairs (text, query, key) of the pattern."""
+    random, rows, people, pairs = Random(SKILLS_SEED + 1).random, [], [], []
+    she, he = (tokenizer.encode(f" {word}", bos=False)[0] for word in ("she", "he"))
+    while len(rows) < n_texts:
+        ids, answers = encode(world.document(random, "needs"), tokenizer)
+        start = next((s for name, s, _ in answers if name == "pronoun" and ids[s] in (she, he)), 0)
+        if start:
+            found = pairs_pronoun(ids, [("pronoun", start, start + 1)], Places(ids, tokenizer))
+            pairs += [(len(rows), *pair) for pair in found]
+            people.append((ids[start], she + he - ids[start]))
+            rows.append(ids[:start])
+    longest = max(map(len, rows))
+    padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    return padded, torch.tensor([len(row) - 1 for row in rows]), torch.tensor(people), pairs
+
+
+@torch.no_grad()
+def needed(model, n_texts=40):
+    """Model -> {pattern: {measure, score [L][N], fall [L][N]}} for two patterns.
+
+    "pronoun to name" is measured by the lead of the right pronoun's logit over the other one's,
+    "induction" by minus the loss of the second copies in `lists`, in nats a token. score: the mean
+    attention probability where the pattern asks for it. fall: how much less the measure is when a
+    head's output is its mean over all positions of these texts, one head at a time.
+    """
+    weights, config, tokenizer = model
+    padded, ends, people, pairs = _pronouns(tokenizer, n_texts)
+    texts, first, second = lists(tokenizer)
+    every = torch.arange(n_texts)
+
+    def lead(logits):
+        leads = logits[every, ends].gather(1, people)
+        return float((leads[:, 0] - leads[:, 1]).mean())
+
+    def minus_loss(logits):
+        said, due = logits[:, second[:-1]], texts[:, second[1:]]
+        return float(said.log_softmax(-1).gather(-1, due[..., None]).mean())
+
+    copies = [(r, int(q), int(k)) for r in range(len(texts))
+              for q, k in zip(second[:-1], first[1:], strict=True)]  # fmt: skip
+    table = {}
+    for name, ids, real, measure, places in (
+        ("pronoun to name", padded, torch.arange(padded.shape[1]) <= ends[:, None], lead, pairs),
+        ("induction", texts, torch.ones_like(texts).bool(), minus_loss, copies),
+    ):
+        with watch(attend) as seen:
+            whole = measure(forward(weights, ids, config))
+        r, q, k = (list(each) for each in zip(*places, strict=True))
+        table[name] = {
+            "measure": whole,
+            "score": [call["probabilities"][r, :, q, k].mean(0).tolist() for call in seen],
+            "fall": [[whole - measure(forward(weights, ids, config, attend=instead(
+                {(i, j): call["return"][real][:, j].mean(0)})))
+                for j in range(config.n_heads)] for i, call in enumerate(seen)],
+        }  # fmt: skip
+    return table
+
+
+def main(arguments=None):
+    """Run the command line: measure the checkpoints of `make tiny-history`, write a file."""
+
+    def rounded(value):
+        if isinstance(value, dict):
+            return {key: rounded(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [rounded(each) for each in value]
+        return round(value, 3)
+
+    parser = argparse.ArgumentParser(description="Ablate every head of a training's checkpoints.")
+    parser.add_argument("folder", type=Path, help="folder of seed-0/step-0000 and so on")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="the JSON file to write")
+    parser.add_argument("--texts", type=int, default=40, help="texts with a pronoun")
+    given = parser.parse_args(arguments)
+    runs = []
+    for run in sorted(given.folder.glob("seed-*")):
+        steps = {int(each.name.removeprefix("step-")): each for each in sorted(run.glob("step-*"))}
+        measured = [
+            {"step": step, "needed": rounded(needed(load(path, dtype=torch.float32), given.texts))}
+            for step, path in steps.items()
+        ]
+        runs.append({"seed": int(run.name.removeprefix("seed-")), "checkpoints": measured})
+    if not runs:
+        sys.exit(f"error: there is no seed-0 in {given.folder}: make it with `make tiny-history`.")
+
+    lines = [
+        json.dumps({"seed": run["seed"], "step": at["step"], "pattern": name, **values})
+        for run in runs
+        for at in run["checkpoints"]
+        for name, values in at["needed"].items()
+    ]
+    given.out.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
