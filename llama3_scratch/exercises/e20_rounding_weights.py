@@ -19,6 +19,11 @@ def _rtn(W, bits, low=None, high=None, steps=0, cut=True, to=torch.round, zero=t
     return codes, scales, zeros
 
 
+def _from_the_end(W, bits):
+    low = W.amin(1, keepdim=True).clamp(max=0)
+    return ((W - low) / _rtn(W, bits)[1]).round()
+
+
 def _parts(result):
     """What an answer returned -> (codes as whole numbers, scales [O], zeros [O])."""
     if not isinstance(result, tuple | list) or len(result) != 3:
@@ -80,6 +85,11 @@ rtn = Exercise(
          "weights are rounded down. Each goes to the nearest code."),
         (lambda W, b: _rtn(W, b, zero=lambda x: x),
          "the zeros are not whole numbers. The zero is a code."),
+        (lambda W, b: (_from_the_end(W, b), *_rtn(W, b)[1:]),
+         "the steps are counted from the least weight, so 0 may fall between two codes. Round w / "
+         "scale and the zero each for itself, then add them."),
+        (lambda W, b: _rtn(W, b, zero=lambda x: -x.round()),
+         "the zeros have the wrong sign: a range that begins 3 steps below 0 has the zero 3."),
         (lambda W, b: (_rtn(W, b)[0] - _rtn(W, b)[2], *_rtn(W, b)[1:]),
          "the codes are those less their zero. Codes are 0 to 2^bits - 1: add the zero."),
         (lambda W, b: ((_rtn(W, b)[0] - _rtn(W, b)[2]) * _rtn(W, b)[1], *_rtn(W, b)[1:]),
@@ -114,8 +124,8 @@ def _one_by_one(w, H):
 
 
 def _rows():
-    w = torch.tensor([0.4, 0.3])
-    cases = {"two weights with equal inputs": (w, torch.tensor([[2.0, 1.9], [1.9, 2.0]]))}
+    w, H = torch.tensor([0.4, 0.3]), torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+    cases = {"two weights with inputs that are alike": (w, H), "two weights near 1": (1 - w, H)}
     for n in (1, 3, 6, 10):
         x, u = drawn(40 + n, (2 * n + 2, n), (n,))
         x = x + 1.5 * x[:, :1]
@@ -147,6 +157,9 @@ best = Exercise(
          "choice wrong: try all combinations."),
         (lambda w, H: _best(w, H, loss=lambda d, H: (d @ H).square().sum(-1)),
          "this minimises the size of (q - w) H. The error is (q - w) H (q - w)^T."),
+        (lambda w, H: _best(w, H, both=torch.round),
+         "0 and 1 are added to the nearest whole number. Then a weight just below a whole number "
+         "cannot go down: use `floor`."),
         (lambda w, H: _best(w, H) - w,
          "these are the differences q - w. Wanted are the whole numbers q."),
         (lambda w, H: _best(w, H) - w.floor(),
@@ -228,6 +241,8 @@ gptq_step = Exercise(
          "the rounded weights lack their scale: (code - zero) scale."),
         (lambda *case: _step(*case, raw=lambda codes, scale, zero: codes),
          "the error is that of the codes. Take it of the weights: (code - zero) scale."),
+        (lambda W, u, scale, *case: _step(W, u, scale, *case, error=lambda e, u: e / scale / u[0]),
+         "the error is in steps. Take it in weights: w - (code - zero) scale."),
         (lambda *case: _step(*case, first=0),
          "the rest has the first column, too. Leave it out: it is done."),
         (lambda W, *case: (_step(W, *case)[0], W[:, 1:]),

@@ -18,8 +18,17 @@ def whole(x, W):
     return _w8a8(x, W)
 
 
+def in_halves(x, W):
+    """Another `product`, of another kind of rounding: only x is rounded, to multiples of 1/2."""
+    return (2 * x).round() / 2 @ W.T
+
+
 def _columns(x, threshold):
-    return (x.abs() >= threshold).flatten(0, -2).any(0)
+    return _rows(x.abs() >= threshold).any(0)
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
 
 
 def _llm_int8(x, W, threshold, product, outliers=_columns):
@@ -52,6 +61,8 @@ def _split():
         "leading dimensions, one magnitude equal to the threshold": (y, W, 6.0, whole),
         "threshold 0": (x, W, 0.0, whole),
         "threshold infinity": (x, W, math.inf, whole),
+        "one token without leading dimensions": (y[0, 0], W, 6.0, whole),
+        "another `product`": (x, W, 6.0, in_halves),
     }
 
 
@@ -64,7 +75,7 @@ llm_int8 = Exercise(
     cases=_split,
     hints=(
         "First a mask [I]: True for a column in which any token has a magnitude of at least the "
-        "threshold. `flatten(0, -2)` turns all leading dimensions into one.",
+        "threshold. `x.reshape(-1, x.shape[-1])` turns all leading dimensions into one.",
         "Two products are added. For the first one take the same columns out of x and out of W; "
         "for the second one `masked_fill` puts zeros into x.",
     ),
@@ -75,13 +86,11 @@ llm_int8 = Exercise(
         (_of_single_numbers,
          "single numbers are taken out of x. LLM.int8 takes whole columns, so that both parts "
          "stay plain matrix products."),
-        (lambda x, W, t, p: _llm_int8(x, W, t, p, lambda x, t: (x >= t).flatten(0, -2).any(0)),
+        (lambda x, W, t, p: _llm_int8(x, W, t, p, lambda x, t: _rows(x >= t).any(0)),
          "only positive outliers are found: compare magnitudes."),
-        (lambda x, W, t, p: _llm_int8(x, W, t, p,
-                                      lambda x, t: (x.abs() > t).flatten(0, -2).any(0)),
+        (lambda x, W, t, p: _llm_int8(x, W, t, p, lambda x, t: _rows(x.abs() > t).any(0)),
          "a magnitude equal to the threshold is an outlier too: at least the threshold."),
-        (lambda x, W, t, p: _llm_int8(x, W, t, p,
-                                      lambda x, t: (x.abs() >= t).flatten(0, -2).all(0)),
+        (lambda x, W, t, p: _llm_int8(x, W, t, p, lambda x, t: _rows(x.abs() >= t).all(0)),
          "a column counts only if all its numbers are large. One large number is enough."),
         (lambda x, W, t, p: x[..., _columns(x, t)] @ W[:, _columns(x, t)].T + p(x, W),
          "the outliers are counted twice: put zeros in their place before `product` gets x."),
@@ -89,6 +98,12 @@ llm_int8 = Exercise(
          "the product of the outlier columns is missing."),
         (lambda x, W, t, p: x[..., _columns(x, t)] @ W[:, _columns(x, t)].T,
          "the columns without outliers are missing: they go through `product`."),
+        (lambda x, W, t, p: _llm_int8(x, W, t, whole),
+         "`product` is not called: the numbers are rounded in a way of your own. Give `product` "
+         "all but the outlier columns, however it rounds."),
+        (lambda x, W, t, p: x @ W.T,
+         "this is the product without rounding. All but the outlier columns goes through "
+         "`product`."),
         (_of_what_is_left,
          "W is rounded without its outlier columns. Its codes are made once, before any text is "
          "read: give `product` all of W, and x with zeros in the outlier columns."),
@@ -114,6 +129,11 @@ def _w8a8(x, W, most=127, x_size=lambda x: x.abs().amax(-1, keepdim=True),
 def _codes(x):
     scale = _scale(x.abs().amax(-1, keepdim=True))
     return (x / scale).round().to(torch.int8), scale
+
+
+def _kept(x):
+    codes, scale = _codes(x)
+    return codes * scale
 
 
 def _in_int8(x, W):
@@ -174,6 +194,10 @@ w8a8 = Exercise(
          "the scales of W are missing at the end."),
         (lambda x, W: x @ W.T,
          "this is the product without rounding."),
+        (lambda x, W: _kept(x) @ W.T,
+         "W is not rounded. Each row of W has a scale and codes, too."),
+        (lambda x, W: x @ _kept(W).T,
+         "x is not rounded. Each token has a scale and codes, too."),
     ],
 )  # fmt: skip
 
@@ -253,6 +277,8 @@ smooth = Exercise(
          "the largest number of a column may be negative: compare magnitudes."),
         (lambda n, r, x, a: _smooth(n, r, x, a, of=lambda r: torch.cat(r).abs().mean(0)),
          "s takes the largest magnitude in a column of weights, not the mean."),
+        (lambda n, r, x, a: _smooth(n, r, x, a, of=lambda r: _by_column(r[:1])),
+         "s looks at the first matrix only. The maximum is over all the matrices."),
         (lambda n, r, x, a: _smooth(n, r, x, a, of=lambda r: torch.cat(r).abs().amax()),
          "one number for all columns of weights. Each column has its own."),
     ],

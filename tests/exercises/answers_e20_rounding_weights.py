@@ -51,6 +51,12 @@ def a_scale_for_each_column(W, bits):
     return ((W / scales).round() + zeros).clamp(0, 2**bits - 1), scales, zeros
 
 
+def from_the_least(W, bits):
+    codes, scales, zeros = row_by_row(W, bits)
+    low = W.amin(1, keepdim=True).clamp(max=0)
+    return torch.round((W - low) / scales[:, None]), scales, zeros
+
+
 def codes_only(W, bits):
     return row_by_row(W, bits)[0]
 
@@ -69,6 +75,12 @@ def with_loops(w, H):
 
 def nearest(w, H):
     return torch.where(w - w.floor() < 0.5, w.floor(), w.ceil())
+
+
+def up_from_the_nearest(w, H):
+    ways = torch.tensor(list(itertools.product((0, 1), repeat=len(w)))).to(w)
+    d = w.round() + ways - w
+    return (d + w)[((d @ H) * d).sum(1).argmin()]
 
 
 def of_the_columns_alone(w, H):
@@ -111,6 +123,12 @@ def all_columns(W, u, scale, zero, top):
 def not_normalised(W, u, scale, zero, top):
     codes = ((W[:, 0] / scale).round() + zero).clamp(0, top)
     return codes, W[:, 1:] - torch.outer(W[:, 0] - scale * (codes - zero), u[1:])
+
+
+def in_steps(W, u, scale, zero, top):
+    codes = ((W[:, 0] / scale).round() + zero).clamp(0, top)
+    e = (W[:, 0] / scale - (codes - zero)) / u[0]
+    return codes, W[:, 1:] - torch.outer(e, u[1:])
 
 
 def uncut_error(W, u, scale, zero, top):
@@ -169,10 +187,12 @@ OTHERS = {
         (around_the_middle, ""),
         (without_zero, "0 has to be in it"),
         (a_scale_for_each_column, "one scale and one zero for each row"),
+        (from_the_least, "0 may fall between two codes"),
         (codes_only, "a tuple of three tensors"),
     ],
     "e20_rounding_weights.best": [
         (nearest, "its nearest whole number"),
+        (up_from_the_nearest, "added to the nearest"),
         (of_the_columns_alone, "only the diagonal of H"),
         (greedy, ""),
     ],
@@ -180,6 +200,7 @@ OTHERS = {
         (added, "the wrong sign"),
         (all_columns, "the first column, too"),
         (not_normalised, "not divided by u[0]"),
+        (in_steps, "the error is in steps"),
         (uncut_error, ""),
     ],
     "e20_rounding_weights.apart": [

@@ -30,6 +30,11 @@ def without_its_columns(x, W, threshold, product):
     return found + product(x[..., many], W[:, many]) if len(many) else found
 
 
+def with_its_own_rounding(x, W, threshold, product):
+    large = x.abs().reshape(-1, x.shape[-1]).amax(0) >= threshold
+    return x[..., large] @ W[:, large].T + token_by_token(torch.where(large, 0, x), W)
+
+
 def token_by_token(x, W):
     rows = []
     for token in x.reshape(-1, x.shape[-1]).tolist():
@@ -54,6 +59,19 @@ def cut_off(x, W):
     s = (x.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-20)
     t = (W.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-20)
     return (x / s).int().float() @ (W / t).int().float().T * s * t.T[0]
+
+
+def _rounded(x):
+    s = (x.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-20)
+    return (x / s).round() * s
+
+
+def weights_alone(x, W):
+    return x @ _rounded(W).T
+
+
+def activations_alone(x, W):
+    return _rounded(x) @ W.T
 
 
 def without_zeros(x, W):
@@ -108,16 +126,19 @@ OTHERS = {
     "e21_activations_and_kernels.llm_int8": [
         (outliers_of_weights, "looked for in the weights"),
         (number_by_number, "single numbers are taken out"),
+        (with_its_own_rounding, "`product` is not called"),
         (without_its_columns, "W is rounded without its outlier columns"),
     ],
     "e21_activations_and_kernels.w8a8": [
         (by_tensor, "all tokens share one scale"),
         (cut_off, "the codes are cut off"),
-        (without_zeros, "NaN"),
+        (weights_alone, "x is not rounded"),
+        (activations_alone, "W is not rounded"),
+        (without_zeros, "one of zeros there is NaN"),
     ],
     "e21_activations_and_kernels.smooth": [
         (reversed_smooth, "the wrong way round"),
-        (of_the_first, ""),
+        (of_the_first, "the first matrix only"),
         (norm_only, "the matrices are as they were"),
     ],
     "e21_activations_and_kernels.cache_bytes": [
