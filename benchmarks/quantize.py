@@ -3,11 +3,11 @@
     python benchmarks/quantize.py --shapes
     python benchmarks/quantize.py [--checkpoint tiny] [--bits 4 3 2] [--seeds 3] [--methods rtn ...]
 
-With --shapes: seconds and memory for the seven matrices of a layer of Llama-3.2-1B, and for w2 of
-an 8B's layer (4096 x 14336) by GPTQ; 4 bits, one scale a row, random weights and inputs, each
-method in a process of its own. Seconds are those of the method, on the clock and of the processor,
-which other work disturbs less; memory is the most that the process had, with torch, the weights,
-and the inputs or their Hessian.
+With --shapes: seconds and memory for the 42 matrices of the tiny model, for the seven of a layer of
+Llama-3.2-1B, and for w2 of an 8B's layer (4096 x 14336) by GPTQ; 4 bits, one scale a row, random
+weights and inputs, each method in a process of its own. Seconds are those of the method, on the
+clock and of the processor, which other work disturbs less; memory is the most that the process had,
+with torch, the weights, and the inputs or their Hessian.
 
 Without it: the matrices within the layers are rounded one layer after another, on what the rounded
 layers before give (quantize.model.sequential), for each calibration seed on other documents of the
@@ -44,19 +44,22 @@ METHODS = {  # what a method looks at, and the method
     "act-order": ("hessian", lambda W, H, bits, **_: gptq(W, H, bits, act_order=True)),
     "quip": ("hessian", lambda W, H, bits, **_: quip(W, H, bits)),
 }
-ATTENTION = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048)]
-LAYER_1B = [*ATTENTION, (8192, 2048), (8192, 2048), (2048, 8192)]
-W2_8B = [(4096, 14336)]
-STEPS = 20  # of AdaRound with --shapes, which takes 500
+SIZES = {  # wq, wk, wv, wo, w1, w3, w2
+    "tiny": [(192, 192), (48, 192), (48, 192), (192, 192), *[(672, 192)] * 2, (192, 672)] * 6,
+    "1b": [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), *[(8192, 2048)] * 2, (2048, 8192)],
+    "8b": [(4096, 14336)],
+}
+STEPS = 20  # of AdaRound's 500 that are timed with --shapes at 1B
 
 
 # --- What it costs --------------------------------------------------------------------------------
 
 
-def cost(name, sizes, n_inputs):
-    """A method, sizes [(O, I)] -> seconds, processor seconds, GiB at the most of this process."""
+def cost(name, size, n_inputs):
+    """A method, a key of SIZES -> seconds, processor seconds, GiB at the most of this process."""
+    more = {"steps": STEPS} if (name, size) == ("adaround", "1b") else {}
     clock = processor = 0.0
-    for O, I in sizes:  # noqa: E741
+    for O, I in SIZES[size]:  # noqa: E741
         draw = torch.Generator().manual_seed(O)
         W = torch.randn(O, I, generator=draw)
         seen = torch.randn(n_inputs, I, generator=draw)
@@ -67,7 +70,7 @@ def cost(name, sizes, n_inputs):
         if name == "hessian":
             hessian(seen)
         else:
-            method(W, seen, 4, **({"steps": STEPS} if name == "adaround" else {}))
+            method(W, seen, 4, **more)
         clock += time.perf_counter() - begun[0]
         processor += time.process_time() - begun[1]
         del W, seen
@@ -79,13 +82,14 @@ def print_costs(n_inputs):
           f"{os.getloadavg()[0]:.1f}\n")  # fmt: skip
     print("| matrices | method | seconds | processor seconds | most memory, GiB |")
     print("|---" * 5 + "|")
-    rows = [("a layer of Llama-3.2-1B", "1b", name) for name in ("hessian", *METHODS)]
+    rows = [("the tiny model", "tiny", name) for name in ("hessian", *METHODS)]
+    rows += [("a layer of Llama-3.2-1B", "1b", name) for name in ("hessian", *METHODS)]
     rows += [("w2 of an 8B, 4096 x 14336", "8b", name) for name in ("hessian", "gptq", "act-order")]
     for label, size, name in rows:
         command = [sys.executable, __file__, "--one", size, name, "--inputs", str(n_inputs)]
         out = subprocess.check_output(command, text=True)
         clock, processor, memory = map(float, out.split())
-        shown = f"{name}, {STEPS} of 500 steps" if name == "adaround" else name
+        shown = f"{name}, {STEPS} of 500 steps" if (name, size) == ("adaround", "1b") else name
         print(f"| {label} | {shown} | {clock:.1f} | {processor:.1f} | {memory:.2f} |", flush=True)
 
 
@@ -166,7 +170,7 @@ def main():
     args.add_argument("--below", type=float, default=0.9, help="name skills with a share below")
     args = args.parse_args()
     if args.one:
-        print(*cost(args.one[1], LAYER_1B if args.one[0] == "1b" else W2_8B, args.inputs))
+        print(*cost(args.one[1], args.one[0], args.inputs))
     elif args.shapes:
         print_costs(args.inputs)
     else:
