@@ -17,8 +17,7 @@ def _straight_through(w, rounding):
 
 def _with_gradient(answer, w, rounding, upstream):
     """What an answer returns, and the gradient that reaches w if `upstream` comes from above."""
-    w = w.clone().requires_grad_()
-    rounded = answer(w, rounding)
+    rounded = answer(w.requires_grad_(), rounding)
     if rounded is None:
         return None
     if rounded.requires_grad:
@@ -138,15 +137,19 @@ backward = Exercise(
 # --- Delayed scales -------------------------------------------------------------------------------
 
 
-def _delayed(amaxes, window, top, ahead=0, most=max, keep=True, first=1.0, turned=False):
+def _delayed(amaxes, window, top, ahead=0, most=max, keep=True, first=1.0, turned=False, least=0):
     scales, scale = [], first
     for t in range(len(amaxes)):
-        history = amaxes[max(0, t + ahead - window) : t + ahead]
+        history = amaxes[max(least, t + ahead - window) : t + ahead]
         largest = most(history) if history else 0.0
         if largest > 0 and (largest < math.inf or not keep):
             scale = largest / top if turned else top / largest
         scales.append(scale)
     return scales
+
+
+def _largest_finite(history):
+    return max((amax for amax in history if amax < math.inf), default=0.0)
 
 
 delayed = Exercise(
@@ -186,8 +189,18 @@ delayed = Exercise(
          "the scale comes from the smallest amax of the history; it takes the largest."),
         (lambda a, window, top: _delayed(a, window, top, turned=True),
          "this is the inverse: numbers are *multiplied* by top / amax before they are rounded."),
+        (lambda a, window, top: _delayed(a, window, top, least=-window),
+         "while the history is shorter than the window, `t - window` is negative, and such an "
+         "index counts from the end. Begin the slice at max(0, t - window)."),
         (lambda a, window, top: _delayed(a, window, top, keep=False),
          "an infinite amax makes a scale of 0. Keep the last scale instead."),
+        (lambda a, window, top: _delayed(a, window, top, most=_largest_finite),
+         "the infinity is left out of the history, and the next largest amax makes the scale. "
+         "As long as it is in the history, the last scale is kept."),
+        (lambda a, window, top: [
+            top / m if 0 < (m := max(a[max(0, t - window) : t], default=0)) < math.inf else 1.0
+            for t in range(len(a))],
+         "the scale goes back to 1 when the history gives none. It stays as it was."),
         (lambda a, window, top: _delayed(a, window, top, first=top),
          "the first scale is 1: no amax is known yet."),
         (lambda a, window, top: _delayed(a, window, top, first=top / a[0] if a[0] else 1.0),
@@ -259,6 +272,8 @@ stochastic = Exercise(
          "x comes back unrounded."),
         (lambda x, step, u: x + (u - 0.5) * step,
          "this is x with noise. The result must be a multiple of step."),
+        (lambda x, step, u: ((x / step).trunc() + (u < x / step - (x / step).trunc())) * step,
+         "negative numbers are wrong: `trunc`, and `int`, go towards 0. `floor` goes down."),
     ],
     properties=[
         (of_each(lambda found, x, step: agree(found[0], x)),

@@ -43,6 +43,11 @@ def nothing_detached(w, rounding):
     return w + (rounding(w) - w)
 
 
+def overwritten(w, rounding):
+    w.data = rounding(w.data)
+    return w
+
+
 def all_detached(w, rounding):
     return rounding(w).detach()
 
@@ -117,6 +122,32 @@ def with_no_care_for_infinity(amaxes, window, top):
     return scales
 
 
+def of_the_finite_ones(amaxes, window, top):
+    scale, scales = 1.0, []
+    for t in range(len(amaxes)):
+        known = [amax for amax in amaxes[max(0, t - window) : t] if 0 < amax < math.inf]
+        scale = top / max(known) if known else scale
+        scales.append(scale)
+    return scales
+
+
+def from_the_end(amaxes, window, top):
+    scale, scales = 1.0, []
+    for t in range(len(amaxes)):
+        largest = max(amaxes[t - window : t], default=0)
+        scale = top / largest if 0 < largest < math.inf else scale
+        scales.append(scale)
+    return scales
+
+
+def back_to_one(amaxes, window, top):
+    scales = []
+    for t in range(len(amaxes)):
+        largest = max(amaxes[max(0, t - window) : t], default=0)
+        scales.append(top / largest if 0 < largest < math.inf else 1.0)
+    return scales
+
+
 def with_infinite_scales(amaxes, window, top):
     history = [max(amaxes[max(0, t - window) : t], default=top) for t in range(len(amaxes))]
     return [top / largest if largest else math.inf for largest in history]
@@ -140,6 +171,11 @@ def towards_zero(x, step, u):
     return (x / step + u).trunc() * step
 
 
+def share_of_the_trunc(x, step, u):
+    low = (x / step).trunc()
+    return (low + (u < x / step - low)) * step
+
+
 def a_coin(x, step, u):
     low = torch.floor(x / step)
     return torch.where(u < 0.5, low, low + 1) * step
@@ -160,6 +196,7 @@ OTHERS = {
         (only_inside, "the gradient that reaches w is not the one"),
         (nothing_detached, "the gradient that reaches w is 0"),
         (all_detached, "the gradient that reaches w is 0"),
+        (overwritten, "it changes its arguments"),
     ],
     "e22_low_precision_training.backward": [
         (not_summed, "There is one W"),
@@ -171,9 +208,13 @@ OTHERS = {
         (forgets_nothing, "the whole history counts"),
         (with_no_care_for_infinity, "an infinite amax"),
         (with_infinite_scales, "a scale is 0 or infinite"),
+        (of_the_finite_ones, "the infinity is left out"),
+        (from_the_end, "counts from the end"),
+        (back_to_one, "It stays as it was"),
     ],
     "e22_low_precision_training.stochastic": [
         (towards_zero, "go towards 0"),
+        (share_of_the_trunc, "go towards 0"),
         (a_coin, "equally likely"),
         (one_too_low, "the mean over many u is not x"),
     ],
