@@ -18,6 +18,7 @@ from llama3_scratch.checkpoint.source import opened
 from llama3_scratch.checkpoint.templates import FORMATS, chat_format, read_template
 from llama3_scratch.errors import visible
 from llama3_scratch.generate import choose, chunk_size
+from llama3_scratch.speed import attend_fused, quick
 from llama3_scratch.watch import progress
 
 LARGE = 500_000_000  # above this many parameters the memory plan is printed
@@ -105,6 +106,8 @@ def _add_sampling(add, **defaults):
     add("--seed", type=int, metavar="N", help="the same N samples the same text again")
     add("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, mps")
     add("--dtype", choices=DTYPES, help="the type to compute in (default: as stored)")
+    add("--exact", action="store_true", help="compute with the book's own functions, to the "
+        "bits of Meta's code; without it, faster ones add in another order")  # fmt: skip
 
 
 def _add_verify(add):
@@ -161,7 +164,8 @@ def loaded(args, stored, tokens):
     """An opened checkpoint -> weights, config, tokenizer, loaded as the arguments say.
 
     tokens: the prompt's number of tokens. The weights are loaded by the memory plan, which is
-    printed on stderr if the checkpoint is large. Raises `InputError`.
+    printed on stderr if the checkpoint is large, and are quick unless --exact is given. Raises
+    `InputError`.
     """
     device, config = memory.usable(args.device), stored.config
     dtype = DTYPES.get(args.dtype) or stored.weights["norm.weight"].dtype
@@ -169,7 +173,13 @@ def loaded(args, stored, tokens):
     plan = memory.plan(config, dtype, device, together, tokens + args.max_new, stored.weights)
     if config.n_parameters > LARGE:
         print(plan, end="\n\n", file=sys.stderr, flush=True)
-    return load(stored, dtype, device, plan)
+    weights, *rest = load(stored, dtype, device, plan)
+    return weights if args.exact else quick(weights), *rest
+
+
+def attends(args):
+    """Return the `attend` that the arguments ask for."""
+    return model.attend if args.exact else attend_fused
 
 
 def run(args):
@@ -179,7 +189,10 @@ def run(args):
     weights, config, tokenizer = loaded(args, stored, max(1, len(tokens)))
     passes = math.ceil(len(tokens) / chunk_size(max(1, len(tokens)), config))
     watched = WATCHED if passes == 1 and not args.json else ()  # what is watched stays in memory
-    with progress(passes * config.n_layers) as attend, watch(choose, *watched) as seen:
+    with (
+        progress(passes * config.n_layers, attends(args)) as attend,
+        watch(choose, *watched) as seen,
+    ):
         new = generate(
             weights, tokens, config, args.max_new, temperature=args.temperature, top_p=args.top_p,
             seed=args.seed, attend=attend,
@@ -239,7 +252,7 @@ def run_chat(args):
     form = chat_format(path, stored.tokenizer, args.template)
     chat(
         *loaded(args, stored, CHAT_ROOM), form=form, system=args.system, max_new=args.max_new,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed,
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed, attend=attends(args),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint.templates import MetasFormat, Turn
 from llama3_scratch.errors import InputError, require, visible
 from llama3_scratch.generate import check_sampling, chunk_size, generate
+from llama3_scratch.model import attend as readable_attend
 from llama3_scratch.watch import progress
 
 
@@ -57,7 +58,7 @@ class Prefix:
 
 def chat(
     weights, config, tokenizer, *, form=None, system=None, max_new=512, temperature=0.6,
-    top_p=0.9, seed=None,
+    top_p=0.9, seed=None, attend=readable_attend,
 ):  # fmt: skip
     """Answer each message on standard input, until its end; answers go to standard output.
 
@@ -106,10 +107,10 @@ def chat(
                 cache = prefix.start(prompt.ids, max_new)
                 computed = len(prompt.ids) - cache.length
                 passes = math.ceil(computed / chunk_size(len(prompt.ids), config))
-                attend = bar.enter_context(progress(config.n_layers * passes))
+                counted = bar.enter_context(progress(config.n_layers * passes, attend))
                 new = generate(
                     weights, prompt.ids, config, max_new, temperature=temperature, top_p=top_p,
-                    seed=seed, stop=form.stop_ids, attend=attend, cache=cache,
+                    seed=seed, stop=form.stop_ids, attend=counted, cache=cache,
                 )  # fmt: skip
                 times = [time.perf_counter()]
                 for piece in tokenizer.stream(_noted(new, answer, bar, times)):

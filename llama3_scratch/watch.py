@@ -60,10 +60,10 @@ def _record(frame, event, result):
 
 
 @contextlib.contextmanager
-def progress(n_layers, after=1.0):
+def progress(n_layers, attend=attend, after=1.0):
     """While the block runs, show on a terminal how many layers of a forward pass are done.
 
-    Yields the function to pass as `attend`, which every layer calls once. The bar appears after
+    Yields `attend` with a count, for every layer calls it once. The bar appears after
     `after` seconds and disappears when the block ends; later calls are not counted.
     """
     with tqdm(total=n_layers, desc="layers", delay=after, leave=False, disable=None) as bar:

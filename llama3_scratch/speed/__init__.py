@@ -1,22 +1,6 @@
-"""Faster functions for the core's two seams."""
+"""What is faster than the core, for its two seams: `attend_fused`, and weights that are `quick`."""
 
-from torch.nn import functional
+from llama3_scratch.speed.attention import attend_fused
+from llama3_scratch.speed.products import quick
 
-
-def attend_fused(query, keys, values, mask):
-    """[..., T, N, H], [..., S, K, H], [..., S, K, H], [T, S] -> [..., T, N, H]: `attend`, fused.
-
-    PyTorch's `scaled_dot_product_attention`, equal to `attend` up to rounding. The G query heads
-    that share a key/value head are passed as G x T queries of one head, so its keys and values are
-    read once and never repeated. Without a batch dimension PyTorch takes its slow path, so there is
-    always one.
-    """
-    K = keys.shape[-2]
-    grouped = query.unflatten(-2, (K, -1)).movedim(-4, -2)  # [..., K, G, T, H]
-    q, k, v = (
-        x.reshape(-1, *x.shape[-3:])
-        for x in (grouped.flatten(-3, -2), keys.transpose(-3, -2), values.transpose(-3, -2))
-    )
-    group_mask = mask.type_as(query).repeat(grouped.shape[-3], 1)  # [G*T, S]
-    outputs = functional.scaled_dot_product_attention(q, k, v, group_mask).view(grouped.shape)
-    return outputs.movedim(-2, -4).flatten(-3, -2)
+__all__ = ["attend_fused", "quick"]

@@ -19,12 +19,12 @@ MAY_IMPORT = {
     "formats": CORE_AND_ERRORS,
     "quantize": CORE_AND_ERRORS | {"watch"},
     "checkpoint": CORE_AND_ERRORS | {"", "quantize"},  # "": the package itself, for the prompt
-    "speed": CORE_AND_ERRORS | {"checkpoint"},
+    "speed": CORE_AND_ERRORS | {"checkpoint", "quantize"},
     "train": CORE_AND_ERRORS | {"checkpoint", "speed"},
     "tiny": CORE_AND_ERRORS | {"", "watch", "checkpoint", "quantize", "speed", "train"},
     "exercises": CORE_AND_ERRORS | {"", "watch", "checkpoint", "formats", "quantize", "train"},
     "chat": CORE_AND_ERRORS | {"watch", "checkpoint"},
-    "__main__": CORE_AND_ERRORS | {"", "watch", "checkpoint", "chat"},
+    "__main__": CORE_AND_ERRORS | {"", "watch", "checkpoint", "chat", "speed"},
     "": CORE_AND_ERRORS | {"watch", "checkpoint"},
 }  # fmt: skip
 

@@ -1,0 +1,191 @@
+"""Products with a matrix, as fast as this machine reads it: for `linear`, the second seam.
+
+For one row the time goes into reading the matrix, for many into arithmetic. PyTorch does neither
+well in bfloat16 on a CPU that has no instructions for it, so `quick` takes, where it is faster:
+for a few rows the functions of products.c, compiled for this machine on the first use (a fraction
+of a second); for many rows float32, a part of the matrix at a time. Which is faster is measured
+once in a process. All ways differ by the order of their sums only.
+"""
+
+import contextlib
+import ctypes
+import functools
+import itertools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from llama3_scratch.quantize.packed import Int4, Int8, Packed
+
+SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
+FEW = 8  # rows up to which products.c is used
+AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
+NARROW = torch.bfloat16, torch.float16
+
+
+def quick(weights):
+    """{name: tensor or packed matrix} -> the same, each matrix as `linear` multiplies by it fast.
+
+    For inference, on the CPU; on other devices nothing changes. No weight is copied. The logits
+    agree with the core's up to the rounding of the weights' type.
+    """
+    return _QuickWeights(weights)
+
+
+class _QuickWeights(Mapping):
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __iter__(self):
+        return iter(self.weights)
+
+    def __len__(self):
+        return len(self.weights)
+
+    def __getitem__(self, name):
+        weight = self.weights[name]
+        if name == "tok_embeddings.weight" or len(weight.shape) != 2:
+            return weight
+        large = weight.shape[0] * weight.shape[1] >= SMALL
+        return _Quick(weight) if large and weight.device.type == "cpu" else weight
+
+
+class _Quick:
+    """A matrix [O, I], or one that is packed, that `linear` multiplies by."""
+
+    def __init__(self, weight):
+        self.weight, self.T = weight, self
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """tensor @ self: without this the tensor first makes an error message, for 30 us."""
+        x, matrix = args
+        return matrix.__rmatmul__(x)
+
+    def __rmatmul__(self, x):
+        """[..., I] -> [..., O]"""
+        n_out, n_in = self.weight.shape
+        rows = x.reshape(-1, n_in)
+        if rows.requires_grad and torch.is_grad_enabled():
+            return x @ self.weight.T
+        if 0 < len(rows) <= FEW:
+            product = read_once(self.weight)
+            if product and (isinstance(self.weight, Packed) or "few" in faster()):
+                return product(rows).type_as(x).view(*x.shape[:-1], n_out)
+        elif torch.is_tensor(self.weight) and x.dtype in NARROW and "many" in faster():
+            return in_float32(rows, self.weight).view(*x.shape[:-1], n_out)
+        return x @ self.weight.T
+
+
+def in_float32(rows, weight):
+    """[R, I], [O, I] -> [R, O], in the type of the rows; all arithmetic is in float32."""
+    wide, outputs = rows.float(), rows.new_empty(len(rows), len(weight))
+    step = max(1, AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step].float()
+        outputs[:, start : start + step] = wide @ part.T
+    return outputs
+
+
+def read_once(weight):
+    """A matrix [O, I], or one that is packed -> a function [R, I] -> [R, O], float32, or None.
+
+    It reads the matrix once for all rows, as it is stored. None if products.c cannot be compiled,
+    or does not know the type, the sizes or the groups.
+    """
+    n_in = weight.shape[1]
+    if isinstance(weight, Packed):
+        return _packed_read_once(weight)
+    fits = weight.dtype == torch.bfloat16 and n_in % 16 == 0 and _readable(weight)
+    if not fits or library() is None:
+        return None
+    return lambda rows: _call(library().bfloat16, weight, [weight], 2, rows.float(), ())
+
+
+def _packed_read_once(weight):
+    n_in, n = weight.shape[1], weight.zeros.shape[1]
+    stored = [weight.codes, weight.scales, weight.zeros]
+    fits = all(map(_readable, stored)) and weight.columns is None
+    fits = fits and (weight.scales.dtype, weight.zeros.dtype) == (torch.float32, torch.uint8)
+    if not fits or library() is None:
+        return None
+    if isinstance(weight, Int8) and n == 1 and n_in % 32 == 0:
+        return lambda rows: _call(library().int8, weight, stored, 4, rows.float(), (n_in,))
+    size = weight.group or n_in
+    level = size.bit_length() - 6  # 32 has 6 bits
+    if isinstance(weight, Int4) and n_in % 64 == n_in % size == 0 and size == 32 << max(0, level):
+        return lambda rows: _call(library().int4, weight, stored, 8, rows.float(), (32,), level)
+    return None
+
+
+def _call(function, weight, stored, n, rows, summed, *more):
+    """Call a function of products.c with rows [R, I] -> [R, O]; see there for n and the order."""
+    outputs = rows.new_empty(len(rows), weight.shape[0])
+    ordered = rows.view(len(rows), -1, 8, n).transpose(-1, -2).contiguous()
+    sums = [rows.view(len(rows), -1, size).sum(-1) for size in summed]
+    pointers = [tensor.data_ptr() for tensor in (*stored, ordered, *sums, outputs)]
+    function(*pointers, len(rows), *weight.shape, torch.get_num_threads(), *more)
+    return outputs
+
+
+def _readable(tensor):
+    return tensor.is_contiguous() and tensor.data_ptr() % 4 == 0
+
+
+@functools.cache
+def library():
+    """Compile products.c for this machine and load it; None where no C compiler can.
+
+    The compiler is the one that the environment variable CC names, or cc.
+    """
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if sys.byteorder != "little" or not shutil.which(compiler[0]):
+        return None
+    source = Path(__file__).with_name("products.c")
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
+        made = Path(folder) / "products.so"
+        fixed = ["-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(made)]
+        for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP
+            if subprocess.run([*compiler, *threads, *fixed], capture_output=True).returncode == 0:
+                loaded = ctypes.CDLL(str(made))
+                pointer, size = ctypes.c_void_p, ctypes.c_long
+                loaded.bfloat16.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
+                loaded.int8.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int]
+                loaded.int4.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int] * 2
+                return loaded
+    return None
+
+
+@functools.cache
+def faster():
+    """Measure, once, which ways are faster than PyTorch's product in bfloat16: "few", "many"."""
+    weight = torch.zeros(2048, 2048, dtype=torch.bfloat16)
+    rows = torch.ones(32, 2048, dtype=torch.bfloat16)
+    ways = {"many": (rows, lambda x: in_float32(x, weight))}
+    if product := read_once(weight):
+        ways["few"] = rows[:1], product
+    found = set()
+    for name, (x, way) in ways.items():
+        ours, torchs = seconds(lambda: way(x), lambda: x @ weight.T)  # noqa: B023
+        found |= {name} if ours < torchs else set()
+    return found
+
+
+def seconds(*functions, repeats=4):
+    """Return the least seconds of each function; they take turns, the first is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        began = [time.perf_counter()]
+        for function in functions:
+            function()
+            began.append(time.perf_counter())
+        times.append([end - start for start, end in itertools.pairwise(began)])
+    return [min(each) for each in zip(*times[1:], strict=True)]

@@ -1,0 +1,154 @@
+"""Quick weights: their products are those of the core up to rounding, whichever way is taken."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import CONFIGS, ODD, close, make_tokens, make_weights
+
+from llama3_scratch import forward, generate
+from llama3_scratch.quantize.packed import Int4, Int8
+from llama3_scratch.quantize.rounding import awq, rtn
+from llama3_scratch.speed import attend_fused, products, quick
+
+LLAMA = CONFIGS["Llama's ratios"]
+compiled = pytest.mark.skipif(products.library() is None, reason="there is no C compiler")
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def no_matrix_is_too_small(monkeypatch):
+    monkeypatch.setattr(products, "SMALL", 0)
+
+
+@pytest.fixture(params=["few, many", "", "no compiler"])
+def way(request, monkeypatch):
+    """Each way that a machine may take, whatever this one measures."""
+    if request.param == "no compiler":
+        monkeypatch.setattr(products, "library", lambda: None)
+    measured = {"many"} if request.param == "no compiler" else set(request.param.split(", "))
+    monkeypatch.setattr(products, "faster", lambda: measured)
+    return request.param
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (7, 4096), (1001, 128), (33, 60), (5, 8)])
+@pytest.mark.parametrize("rows", [(64,), (1, 64), (2, 3, 64), (products.FEW + 1, 64), (0, 64)])
+def test_a_product_is_float64s_up_to_rounding(shape, rows, way):
+    W, x = drawn(*shape).bfloat16(), drawn(*rows[:-1], shape[1], seed=1).bfloat16()
+    exact = x.double() @ W.double().T
+    found = x @ quick({"w": W})["w"].T
+    assert found.dtype == torch.bfloat16 and found.shape == exact.shape
+    if found.numel():
+        close(found.double(), exact, 2**-8)
+        with pytest.raises(AssertionError):  # the control: one input of the row is forgotten
+            close((x.double() * (torch.arange(shape[1]) != 3)) @ W.double().T, exact, 2**-8)
+
+
+PACKED = {
+    "int8": Int8,
+    "int8, zeros of their own": lambda W: Int8(rtn(W, 8)),
+    "int8, groups": lambda W: Int8(rtn(W, 8, 32)),
+    "int4, 32": lambda W: Int4(rtn(W, 4, 32)),
+    "int4, 32, symmetric": lambda W: Int4(rtn(W, 4, 32, symmetric=True)),
+    "int4, 64": lambda W: Int4(rtn(W, 4, 64)),
+    "int4, 128": lambda W: Int4(rtn(W, 4, 128)),
+    "int4, a row": lambda W: Int4(rtn(W, 4)),
+    "int4, 96": lambda W: Int4(rtn(W, 4, 96)),
+    "3 bits, 32": lambda W: Int4(rtn(W, 3, 32)),
+    "awq": lambda W: Int4(awq(W, drawn(40, W.shape[1]), 4, 32)),
+}
+IN_C = set(PACKED) - {"int8, groups", "awq"}
+
+
+@compiled
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_packed_product_is_that_of_the_matrix_it_stands_for(kind):
+    for shape in ((48, 128), (7, 4096), (31, 384)):
+        W = PACKED[kind](drawn(*shape))
+        size = W.group or shape[1]
+        fits = kind in IN_C and (
+            kind[:4] != "int4" or (size.bit_count() == 1 and shape[1] % size == 0)
+        )
+        assert (products.read_once(W) is not None) == fits
+        x = drawn(3, shape[1], seed=1)
+        exact = x.double() @ W.dequantize().double().T
+        close((x @ quick({"w": W})["w"].T).double(), exact, 5e-6)
+        close((x[0] @ quick({"w": W})["w"].T).double(), exact[0], 5e-6)
+        x[:, 33] = 0  # the control
+        with pytest.raises(AssertionError):
+            close((x @ quick({"w": W})["w"].T).double(), exact, 5e-6)
+
+
+@compiled
+def test_matrices_are_read_where_they_lie():
+    """No copy: what is changed in the matrix afterwards changes the product."""
+    W = drawn(16, 64).bfloat16()
+    x, matrix = torch.ones(1, 64).bfloat16(), quick({"w": W})["w"]
+    product = products.read_once(W)
+    before = product(x)
+    W[3] = 0
+    assert product(x)[0, 3] == 0 and torch.equal(product(x)[0, 4:], before[0, 4:])
+    assert (x @ matrix.T)[0, 3] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", [LLAMA, ODD], ids=["Llama's ratios", "odd sizes"])
+def test_the_model_is_the_same_up_to_rounding(config, dtype, way):
+    weights = make_weights(config, dtype)
+    bound = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+    for tokens in (make_tokens(config, 3), make_tokens(config, 2, 19)):
+        expected = forward(weights, tokens, config)
+        found = forward(quick(weights), tokens, config, attend=attend_fused)
+        close(found, expected, bound)
+        with pytest.raises(AssertionError):  # the control: other weights
+            close(forward(quick(make_weights(config, dtype, 1)), tokens, config), expected, bound)
+
+
+def test_float32_keeps_every_bit(way):
+    """There is nothing to gain in float32, so the product is the core's."""
+    weights, tokens = make_weights(LLAMA), make_tokens(LLAMA, 11)
+    assert torch.equal(forward(quick(weights), tokens, LLAMA), forward(weights, tokens, LLAMA))
+
+
+def test_text_is_generated_with_quick_and_packed_weights(way):
+    weights = make_weights(LLAMA)
+    few = {n: Int8(w) if w.dim() == 2 and n[0] != "t" else w for n, w in weights.items()}
+    tokens = make_tokens(LLAMA, 9).tolist()
+    assert list(generate(quick(few), tokens, LLAMA, 6)) == list(generate(few, tokens, LLAMA, 6))
+
+
+def test_gradients_take_the_plain_product(way):
+    W, x = drawn(48, 64).bfloat16(), drawn(2, 64, seed=1).bfloat16().requires_grad_()
+    (x @ quick({"w": W})["w"].T).sum().backward()
+    expected = W.sum(0, dtype=torch.float32)
+    close(x.grad[0].float(), expected, 2**-7)
+
+
+def test_small_matrices_vectors_and_the_embedding_are_left_alone(monkeypatch):
+    monkeypatch.setattr(products, "SMALL", 64 * 64)
+    weights = {"large": drawn(64, 64), "small": drawn(64, 63), "vector": drawn(5000)}
+    weights["tok_embeddings.weight"] = weights["large"]
+    found = quick(weights)
+    assert list(found) == list(weights) and found["large"] is not weights["large"]
+    for name in ("small", "vector", "tok_embeddings.weight"):
+        assert found[name] is weights[name]
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    for compiler in ("no-such-compiler", "false"):
+        monkeypatch.setenv("CC", compiler)
+        assert products.library.__wrapped__() is None
+
+
+def test_numbers_that_are_nearly_zero_stay_after_the_library_is_loaded():
+    """Some compiler flags make a process round subnormal numbers to 0 for good: these do not."""
+    code = (
+        "import torch; from llama3_scratch.speed.products import library; library()\n"
+        "print(float(torch.tensor([1e-40]) * 1.0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(1e-40, rel=1e-4)
