@@ -59,29 +59,30 @@ void int8(const words *w, const float *scales, const uint8_t *zeros, const float
 }
 
 /* Codes of 4 bits. A scale and a zero belong to 32 neighbours, or to 64 (level 1), 128 (level 2),
-   ...; x_sums: [R, I/32], of 32 neighbours. */
+   ...; x_sums: [R, I/8], of the 8 inputs that meet the numbers of one word.
+   A code is not shifted down but taken as 1, 16, 256, ... codes: x comes divided by that. */
 void int4(const words *w, const float *scales, const uint8_t *zeros, const floats *x,
-          const float *x_sums, float *out, long R, long O, long I, int threads, int level) {
+          const floats *x_sums, float *out, long R, long O, long I, int threads, int level) {
     #pragma omp parallel for num_threads(threads)
     for (long o = 0; o < O; o++)
         for (long r = 0; r < R; r++) {
             const words *row = w + o * (I / 64);
-            const float *scale = scales + o * (I / 32 >> level), *sums = x_sums + r * (I / 32);
+            const float *scale = scales + o * (I / 32 >> level);
             const uint8_t *zero = zeros + o * (I / 32 >> level);
-            const floats *in = x + r * (I / 8);
+            const floats *in = x + r * (I / 8), *sums = x_sums + r * (I / 64);
             floats all = {0};
-            float shift = 0;
             for (long i = 0; i < I / 64; i++, in += 8) {
                 __builtin_prefetch(row + i + AHEAD);
                 words v = row[i];
-                floats a = to_floats(v & 15) * in[0] + to_floats((v >> 4) & 15) * in[1];
-                floats b = to_floats((v >> 8) & 15) * in[2] + to_floats((v >> 12) & 15) * in[3];
-                a += to_floats((v >> 16) & 15) * in[4] + to_floats((v >> 20) & 15) * in[5];
-                b += to_floats((v >> 24) & 15) * in[6] + to_floats((v >> 28) & 15) * in[7];
-                float p = scale[2 * i >> level], q = scale[2 * i + 1 >> level];
-                all += (floats){p, p, p, p, q, q, q, q} * (a + b);
+                floats a = to_floats(v & 0xf) * in[0] + to_floats(v & 0xf0) * in[1];
+                floats b = to_floats(v & 0xf00) * in[2] + to_floats(v & 0xf000) * in[3];
+                a += to_floats(v & 0xf0000) * in[4] + to_floats(v & 0xf00000) * in[5];
+                b += to_floats(v & 0xf000000) * in[6] + to_floats((v >> 28) & 0xf) * in[7];
+                long left = 2 * i >> level, right = 2 * i + 1 >> level;
+                float p = scale[left], q = scale[right], y = zero[left], z = zero[right];
+                floats shift = (floats){y, y, y, y, z, z, z, z} * sums[i];
+                all += (floats){p, p, p, p, q, q, q, q} * ((a + b) - shift);
             }
-            for (long g = 0; g < I / 32; g++) shift += scale[g >> level] * zero[g >> level] * sums[g];
-            out[r * O + o] = sum(all) - shift;
+            out[r * O + o] = sum(all);
         }
 }

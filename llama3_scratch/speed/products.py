@@ -28,6 +28,7 @@ from llama3_scratch.quantize.packed import Int4, Int8, Packed
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
 FEW = 8  # rows up to which products.c is used
 AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
+SIXTEENS = torch.tensor([*(16.0**k for k in range(7)), 1.0])[:, None]
 NARROW = torch.bfloat16, torch.float16
 
 
@@ -122,7 +123,7 @@ def _packed_read_once(weight):
     size = weight.group or n_in
     level = size.bit_length() - 6  # 32 has 6 bits
     if isinstance(weight, Int4) and n_in % 64 == n_in % size == 0 and size == 32 << max(0, level):
-        return lambda rows: _call(library().int4, weight, stored, 8, rows.float(), (32,), level)
+        return lambda rows: _call(library().int4, weight, stored, 8, rows.float(), (8,), level)
     return None
 
 
@@ -130,6 +131,8 @@ def _call(function, weight, stored, n, rows, summed, *more):
     """Call a function of products.c with rows [R, I] -> [R, O]; see there for n and the order."""
     outputs = rows.new_empty(len(rows), weight.shape[0])
     ordered = rows.view(len(rows), -1, 8, n).transpose(-1, -2).contiguous()
+    if n == 8:
+        ordered /= SIXTEENS
     sums = [rows.view(len(rows), -1, size).sum(-1) for size in summed]
     pointers = [tensor.data_ptr() for tensor in (*stored, ordered, *sums, outputs)]
     function(*pointers, len(rows), *weight.shape, torch.get_num_threads(), *more)
