@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from llama3_scratch.exercises.frame import Exercise, desk, drawn, of_each
+from llama3_scratch.exercises.frame import Exercise, desk, drawn, of_each, uses
 from llama3_scratch.train import IGNORED
 
 # --- The loss -------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def _exponentials(logits, targets):
 
 def _texts():
     a, b, c = drawn(12, (3, 5), (2, 6, 11), (2, 3, 4, 9))
-    rows = torch.tensor([[4, 0, 2, 7, 1, 10], [3, 9, IGNORED, IGNORED, IGNORED, IGNORED]])
+    rows = torch.tensor([[4, 0, 2, 3, 1, 10], [3, 9, IGNORED, IGNORED, IGNORED, IGNORED]])
     deep = torch.arange(24).view(2, 3, 4) % 9
     return {
         "three positions, all of them counted": (a, torch.tensor([1, 4, 0]), IGNORED),
@@ -68,6 +68,18 @@ cross_entropy = Exercise(
         (lambda logits, targets, ignored: _mean(_exponentials(logits, targets), targets, ignored),
          "e to a logit above 88 is infinite in float32. Take the largest logit off first, or use "
          "`log_softmax`."),
+        (lambda logits, targets, ignored: _mean(
+            -logits.softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0].log(),
+            targets, ignored),
+         "softmax rounds a very small probability to 0, and the logarithm of 0 is minus infinity. "
+         "`log_softmax` never computes the probability."),
+        (lambda logits, targets, ignored: _mean(
+            _losses(logits[..., :-1, :], targets[..., 1:]), targets[..., 1:], ignored),
+         "the targets are shifted once more. They are the next tokens already: `targets[t]` is "
+         "what `logits[t]` should predict."),
+        (lambda logits, targets, ignored: _mean(_losses(logits, targets), targets, IGNORED),
+         "only negative targets are left out. The id that does not count is the argument "
+         "`ignored`, and it may be any id."),
         (lambda logits, targets, ignored: -_mean(_losses(logits, targets), targets, ignored),
          "the sign: a probability is below 1, so its logarithm is negative, and a loss is "
          "positive."),
@@ -81,6 +93,10 @@ cross_entropy = Exercise(
                                                  ignored).log(),
          "the mean is taken of the probabilities. Take the logarithm of each, then the mean."),
     ],
+    but=[
+        (uses("cross_entropy", "nll_loss"),
+         "PyTorch computes it for you. Write it yourself, from `log_softmax` and `gather`."),
+    ],
 )  # fmt: skip
 
 
@@ -92,10 +108,10 @@ def _norm_parts(grad, x, weight, eps):
     return shrink, x * shrink, grad * weight
 
 
-def _norm_backward(grad, x, weight, eps, mean=torch.mean, shrunk=True, by=lambda n, x: n):
+def _norm_backward(grad, x, weight, eps, mean=torch.mean, shrunk=True, by=lambda n, x: n, sign=1):
     shrink, normed, inner = _norm_parts(grad, x, weight, eps)
     along = mean(inner * normed, -1, keepdim=True)
-    grad_x = (inner - by(normed, x) * along) * (shrink if shrunk else 1)
+    grad_x = (inner - sign * by(normed, x) * along) * (shrink if shrunk else 1)
     return grad_x, (grad * normed).flatten(0, -2).sum(0)
 
 
@@ -145,6 +161,17 @@ rms_norm_backward = Exercise(
          "the rows' contributions to the weight are averaged. They are added up."),
         (lambda g, x, w, eps: (_norm_backward(g, x, w, eps)[0], g * _norm_parts(g, x, w, eps)[1]),
          "one weight serves all rows: add up their contributions, so that [D] is left."),
+        (lambda g, x, w, eps: (_norm_backward(g, x, w, eps)[0],
+                               (g * _norm_parts(g, x, w, eps)[1]).sum(0)),
+         "the weight's gradient is added up over the first dimension only. There may be several "
+         "before the last: add up over all of them, so that [D] is left."),
+        (lambda g, x, w, eps: (_norm_backward(g, x, w, eps)[0],
+                               (g * w * _norm_parts(g, x, w, eps)[1]).flatten(0, -2).sum(0)),
+         "the weight's gradient has the weight in it. y = n g, so it is (gradient) times n."),
+        (lambda g, x, w, eps: _norm_backward(g, x, w, eps, sign=-1),
+         "the part along n is added. It is lost, so take it off."),
+        (lambda g, x, w, eps: _norm_backward(g, x, w, 0.0),
+         "eps is missing: it stands under the root, inside rms(x)."),
         (lambda g, x, w, eps: (
             (lambda s, n, d: (d - d.mean(-1, keepdim=True) - n * (d * n).mean(-1, keepdim=True))
              * s)(*_norm_parts(g, x, w, eps)), _norm_backward(g, x, w, eps)[1]),
@@ -164,12 +191,13 @@ rms_norm_backward = Exercise(
 
 def _adamw(
     weight, grad, mean, square, step, rate, betas, eps, decay,
-    corrected=True, root=torch.sqrt, inside=False, last=False, by_rate=True,
+    corrected=True, power=True, swapped=False, root=torch.sqrt, inside=False, last=False,
+    by_rate=True,
 ):  # fmt: skip
-    mean = betas[0] * mean + (1 - betas[0]) * grad
-    square = betas[1] * square + (1 - betas[1]) * grad**2
+    b1, b2 = (1 - beta if swapped else beta for beta in betas)
+    mean, square = b1 * mean + (1 - b1) * grad, b2 * square + (1 - b2) * grad**2
     m, s = (
-        average / (1 - beta**step) if corrected else average
+        average / (1 - beta ** (step if power else 1)) if corrected else average
         for average, beta in zip((mean, square), betas, strict=True)
     )
     move = rate * m / (root(s + eps) if inside else root(s) + eps)
@@ -206,6 +234,11 @@ adamw = Exercise(
         (lambda *case: _adamw(*case, corrected=False),
          "the averages begin at 0 and are too small in the first steps: divide each by 1 - "
          "beta^step before you use it."),
+        (lambda *case: _adamw(*case, power=False),
+         "the averages are divided by 1 - beta at every step. At step k it is 1 - beta^k."),
+        (lambda *case: _adamw(*case, swapped=True),
+         "beta and 1 - beta are exchanged: the old average keeps the share beta, the new gradient "
+         "gets 1 - beta."),
         (lambda *case: _adamw(*case[:4], case[4] + 1, *case[5:]),
          "the first step has step = 1, so its correction is 1 - beta: no + 1."),
         (lambda w, g, m, s, step, rate, betas, eps, decay: _adamw(
@@ -279,6 +312,11 @@ schedule = Exercise(
          "the warm-up ends."),
         (lambda *case: _schedule(*case, rest=lambda steps, warm_up: steps),
          "the cosine has steps - warm_up steps to fall: this one does not reach its end."),
+        (lambda *case: _schedule(*case, rest=lambda steps, warm_up: steps - warm_up - 1),
+         "it reaches `least` at the last step that is taken, steps - 1. It would reach it one "
+         "step later: the cosine has steps - warm_up steps."),
+        (lambda *case: _schedule(*case, shift=1),
+         "the cosine is one step ahead. It is 1 at step = warm_up: no + 1 there."),
         (lambda *case: _schedule(*case, turn=2 * math.pi),
          "this is a whole cosine, which rises again. Half of one: pi times the share."),
         (lambda *case: _schedule(*case, turn=math.pi / 2),
@@ -326,14 +364,14 @@ def _batches(seed, *counts, rows=1, length=8, width=4):
     made = []
     for inputs, n in zip(drawn(seed, *shapes), counts, strict=True):
         targets = torch.full(inputs.shape[:-1], IGNORED)
-        targets[:, :n] = 1
+        targets[:, :n] = torch.arange(n)  # id 0 is a token like others
         made.append((inputs, targets))
     return made
 
 
 def _two_by_hand():
     x = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[3.0], [5.0]]])
-    return list(zip(x, (torch.tensor([[7, IGNORED]]), torch.tensor([[7, 7]])), strict=True))
+    return list(zip(x, (torch.tensor([[0, IGNORED]]), torch.tensor([[7, 0]])), strict=True))
 
 
 _MEAN_OF_MEANS = (
@@ -378,6 +416,12 @@ accumulate = Exercise(
             gradient, batches, lambda targets, total, n: targets.numel() / sum(
                 targets.numel() for _, targets in batches)),
          "padding is counted. Count only targets that are not IGNORED."),
+        *((lambda gradient, batches, skip=skip: _accumulated(
+            gradient, batches, lambda targets, total, n: int((targets > 0).sum()) / sum(
+                int((targets > 0).sum()) for _, targets in batches), skip),
+           "targets with id 0 are not counted. It is a token like others: only IGNORED, -100, does "
+           "not count.")
+          for skip in (True, False)),
         (lambda gradient, batches: _accumulated(
             gradient, batches, lambda targets, total, n: _count(targets)),
          "this is the gradient of the sum. Divide by the number of all targets."),
@@ -389,6 +433,11 @@ accumulate = Exercise(
             gradient, batches, lambda targets, total, n: _count(targets) / total / n),
          "after the division by all targets, nothing is left to be divided by the number of "
          "batches."),
+    ],
+    but=[
+        (uses("cat", "concat", "concatenate"),
+         "this computes one large batch, which is what there is no memory for. Call `gradient` "
+         "once for each batch."),
     ],
 )  # fmt: skip
 
