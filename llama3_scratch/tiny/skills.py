@@ -99,20 +99,31 @@ def blind(cases):
     return max(commonest, guess), max(first, last) if in_text else None
 
 
+def asked(n_documents):
+    """Number of documents of each kind -> the documents on whose answers `skills` is measured."""
+    random = Random(SKILLS_SEED).random
+    return [world.document(random, kind) for kind in world.WRITERS for _ in range(n_documents)]
+
+
+def questions(documents):
+    """Documents -> {label: [(text before an answer, the answer)]}, with the labels of world.py."""
+    cases = defaultdict(list)
+    for document in documents:
+        for skill, start, stop in document.answers:
+            cases[skill].append((document.text[:start], document.text[start:stop].strip()))
+    return {skill: cases[skill] for skill in sorted(cases)}
+
+
 def skills(model, n_documents=240):
     """Model, number of documents of each kind -> {label: Skill}, with the labels of world.py."""
-    random = Random(SKILLS_SEED).random
-    documents = [world.document(random, kind) for kind in world.WRITERS for _ in range(n_documents)]
+    documents, right = asked(n_documents), defaultdict(list)
     encoded = [encode(document, model[2]) for document in documents]
-    cases, right = defaultdict(list), defaultdict(list)
     results = read(model, [ids for ids, _ in encoded])
-    for document, (_, answers), (_, hits) in zip(documents, encoded, results, strict=True):
-        for place, (skill, start, stop) in zip(document.answers, answers, strict=True):
-            answer = document.text[place[1] : place[2]].strip()
-            cases[skill].append((document.text[: place[1]], answer))
+    for (_, answers), (_, hits) in zip(encoded, results, strict=True):
+        for skill, start, stop in answers:
             right[skill].append(bool(hits[start - 1 : stop - 1].all()))
-    return {skill: Skill(fmean(right[skill]), *blind(cases[skill]), len(right[skill]))
-            for skill in sorted(right)}  # fmt: skip
+    return {skill: Skill(fmean(right[skill]), *blind(cases), len(cases))
+            for skill, cases in questions(documents).items()}  # fmt: skip
 
 
 def held_out_loss(model, n_documents=400):
