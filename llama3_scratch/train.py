@@ -36,6 +36,40 @@ def loss_of(weights, inputs, targets, config):
     return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, with its Newton-Schulz iteration in float32 instead of bfloat16.
+
+    On a processor without bfloat16 instructions (AVX2, one thread), PyTorch's takes 3.1 s for all
+    matrices of the tiny model and this one 0.2 s; a training step on 8 rows of 256 tokens takes 4.2
+    and 1.1 s.
+    """
+
+    @torch.no_grad()
+    def step(self):
+        """Update all weights of this optimizer by their gradients."""
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for param in group["params"]:
+                state = self.state[param]
+                mean = state.setdefault("momentum_buffer", torch.zeros_like(param))
+                mean.lerp_(param.grad, 1 - momentum)
+                update = self.orthogonal(param.grad.lerp(mean, momentum), group)
+                tall = max(1.0, len(param) / len(param.T)) ** 0.5  # adjust_lr_fn="original"
+                param.mul_(1 - rate * group["weight_decay"])
+                param.add_(update, alpha=-rate * tall)
+
+    @staticmethod
+    def orthogonal(matrix, group):
+        """Matrix -> one with nearly the same singular vectors and with singular values near 1."""
+        a, b, c = group["ns_coefficients"]
+        wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+        x = wide / wide.norm().clamp(min=group["eps"])
+        for _ in range(group["ns_steps"]):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
 def start_weights(config, seed):
     """Config, seed -> {name: float32 leaf tensor}: the weights before the first step.
 
@@ -56,7 +90,7 @@ def start_weights(config, seed):
 def make_optimizers(weights):
     """Weights -> [Muon, AdamW]: the first for the layers' matrices, the second for all others.
 
-    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) makes the update of a matrix nearly
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) makes the update of a matrix nearly
     orthogonal, so that all its directions learn at the same rate. It is meant for matrices between
     activations, so only the layers' matrices use it. AdamW (Loshchilov and Hutter 2017,
     arXiv:1711.05101) updates the embeddings, the output matrix and the norms. Weight decay applies
@@ -65,7 +99,7 @@ def make_optimizers(weights):
     table, output = weights["tok_embeddings.weight"], weights["output.weight"]
     norms = [tensor for tensor in weights.values() if tensor.dim() == 1]
     matrices = [weights[n] for n in weights if n.startswith("layers") and weights[n].dim() == 2]
-    muon = torch.optim.Muon(
+    muon = Muon(
         matrices, lr=MUON_RATE, momentum=0.95, weight_decay=WEIGHT_DECAY, adjust_lr_fn="original"
     )
     groups = [

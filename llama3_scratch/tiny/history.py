@@ -2,26 +2,23 @@
 
     python -m llama3_scratch.tiny.history --out build/tiny-history
 
-Each seed is trained as by `make tiny-quick`, with the functions of `pretrain`; only Muon computes
-in float32, see `Muon`. The weights after some of the steps are saved as checkpoints in bfloat16, as
-the shipped model is (`seed-0/step-0600`, which `load` reads), and measured as saved. All measures
-go into `history.json`, which also ships with the package: `read()` returns it. A command that was
-stopped continues from its last saved state. The same machine and number of threads give the same
-bytes.
+Each seed is trained as by `make tiny-quick`, with the functions of `pretrain`. The weights after
+some of the steps are saved as checkpoints in bfloat16, as the shipped model is (`seed-0/step-0600`,
+which `load` reads), and measured as saved. All measures go into `history.json`, which also ships
+with the package: `read()` returns it. A command that was stopped continues from its last saved
+state. The same machine and number of threads give the same bytes.
 """
 
 import argparse
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from random import Random
 
 import torch
-from tqdm import tqdm
 
-from llama3_scratch.checkpoint import load, save
+from llama3_scratch.checkpoint import load
 from llama3_scratch.checkpoint.files import finish, locked, written_whole
 from llama3_scratch.errors import InputError, read_file, require
 from llama3_scratch.tiny import world
@@ -36,21 +33,17 @@ from llama3_scratch.tiny.pretrain import (
     load_state,
     make_tokenizer,
     means,
-    report,
+    reproducible,
+    save_rounded,
     save_state,
+    steps_left,
     training_rows,
     versions,
 )
 from llama3_scratch.tiny.skills import read as read_rows
 from llama3_scratch.tiny.skills import skills
 from llama3_scratch.tokenizer import N_SPECIAL
-from llama3_scratch.train import (
-    IGNORED,
-    make_optimizers,
-    rate_factor,
-    start_weights,
-    train_step,
-)
+from llama3_scratch.train import IGNORED, make_optimizers, start_weights
 
 SETTINGS = {"steps": 2200, "rows": 4, "length": 256}  # those of `make tiny-quick`
 CHECKPOINTS = (0, 50, 100, 200, 300, 450, 600, 800, 1000, 1300, 1700, 2200)
@@ -77,45 +70,6 @@ def read(path=SHIPPED):
 # --- Training -------------------------------------------------------------------------------------
 
 
-class Muon(torch.optim.Muon):
-    """PyTorch's Muon, with its Newton-Schulz iteration in float32 instead of bfloat16.
-
-    On a processor that has no bfloat16 arithmetic (AVX2), a step of this model's training took six
-    times as long with PyTorch's.
-    """
-
-    @torch.no_grad()
-    def step(self):
-        """Update all weights of this optimizer by their gradients."""
-        for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
-            for param in group["params"]:
-                state = self.state[param]
-                mean = state.setdefault("momentum_buffer", torch.zeros_like(param))
-                mean.lerp_(param.grad, 1 - momentum)
-                update = self.orthogonal(param.grad.lerp(mean, momentum), group)
-                tall = max(1.0, len(param) / len(param.T)) ** 0.5  # adjust_lr_fn="original"
-                param.mul_(1 - rate * group["weight_decay"])
-                param.add_(update, alpha=-rate * tall)
-
-    @staticmethod
-    def orthogonal(matrix, group):
-        """Matrix -> one with nearly the same singular vectors and with singular values near 1."""
-        a, b, c = group["ns_coefficients"]
-        wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-        x = wide / wide.norm().clamp(min=group["eps"])
-        for _ in range(group["ns_steps"]):
-            gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        return x.T if matrix.shape[0] > matrix.shape[1] else x
-
-
-def optimizers_of(weights):
-    """Weights -> the optimizers of `make_optimizers`, with the `Muon` of this file."""
-    muon, adam = make_optimizers(weights)
-    return [Muon(muon.param_groups[0]["params"], **muon.defaults), adam]
-
-
 def train(folder, settings, config, checkpoints, every=100):
     """Train one seed, and save the weights after the steps in `checkpoints`, in `folder`.
 
@@ -130,32 +84,22 @@ def train(folder, settings, config, checkpoints, every=100):
         if _finished(folder, settings):
             path.unlink(missing_ok=True)  # left by a command that was stopped right before its end
             return
-        steps, rows, length, seed = (settings[key] for key in ("steps", "rows", "length", "seed"))
+        seed, losses = settings["seed"], torch.zeros(settings["steps"], 2)
         tokenizer = make_tokenizer(config.vocab_size - N_SPECIAL)
-        weights, losses = start_weights(config, seed), torch.zeros(steps, 2)
-        optimizers = optimizers_of(weights)
+        weights = start_weights(config, seed)
+        optimizers = make_optimizers(weights)
         log = {"settings": settings, "step": 0, "held_out": []}
         if path.exists():
             log = load_state(path, settings, weights, optimizers, losses)
         how = "continues" if path.exists() else "starts from nothing"
         print(f"seed {seed}: training {how}, at step {log['step']}", file=sys.stderr)
-        log["sessions"] = [{"from_step": log["step"], "seconds": 0.0}]
-        started = time.monotonic()
-        with tqdm(total=steps, initial=log["step"], unit="step", disable=None) as bar:
-            if log["step"] == 0:
-                _save_step(folder, 0, weights, config, tokenizer)
-            for step in range(log["step"], steps):
-                text_seed, progress = seed * SEED_STRIDE + step, step / steps
-                ids, floor = training_rows(tokenizer, rows, length, text_seed, progress)
-                loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps))
-                require(math.isfinite(loss), f"seed {seed}, step {step}: the loss is {loss}.")
-                losses[step] = torch.tensor([loss, floor])
-                log["step"] = step + 1
-                report(log, losses, started, bar)
-                if step + 1 in checkpoints:
-                    _save_step(folder, step + 1, weights, config, tokenizer)
-                if step + 1 in checkpoints or (step + 1) % every == 0:
-                    save_state(path, log, weights, optimizers, losses)
+        if log["step"] == 0:
+            save_rounded(step_folder(folder, 0), weights, config, tokenizer)
+        for step, _ in steps_left(log, losses, weights, optimizers, config, tokenizer):
+            if step in checkpoints:
+                save_rounded(step_folder(folder, step), weights, config, tokenizer)
+            if step in checkpoints or step % every == 0:
+                save_state(path, log, weights, optimizers, losses)
         curve = list(means(losses, points=100))
         _write(folder, "training.json", {"settings": settings, "training": curve})
         path.unlink()
@@ -164,11 +108,6 @@ def train(folder, settings, config, checkpoints, every=100):
 def step_folder(folder, step):
     """Return the folder of the checkpoint after this step of a run."""
     return Path(folder) / f"step-{step:04}"
-
-
-def _save_step(folder, step, weights, config, tokenizer):
-    stored = {name: tensor.detach().bfloat16() for name, tensor in weights.items()}
-    save(step_folder(folder, step), stored, config, tokenizer)
 
 
 def _finished(folder, settings):
@@ -246,8 +185,7 @@ def history(out, seeds=(0, 1), config=CONFIG, checkpoints=CHECKPOINTS, n_documen
     content of the file. Raises `InputError` as `train` does, or if a saved file is damaged.
     """
     out, common = Path(out), SETTINGS | training
-    common |= {"params": config.to_params(), "muon": "float32"}
-    common |= {"threads": torch.get_num_threads(), **versions()}
+    common |= {"params": config.to_params(), "threads": torch.get_num_threads(), **versions()}
     del common["command"]
     for seed in seeds:
         train(out / f"seed-{seed}", common | {"seed": seed}, config, checkpoints)
@@ -344,9 +282,7 @@ def main(arguments=None):
         for seed in given.seeds:
             require(0 <= seed < 10**6, f"--seeds: {seed} is not one of 0 to 999,999.")
         require(len(set(given.seeds)) == len(given.seeds), "--seeds names a seed twice.")
-        torch.set_num_threads(given.threads)
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # not needed; 4 % slower
+        reproducible(given.threads)
         history(given.out, tuple(given.seeds))
         print(f"{Path(given.out) / SHIPPED.name} is written")
     except (InputError, OSError) as error:

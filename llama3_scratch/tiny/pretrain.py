@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 import zipfile
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from random import Random
@@ -164,7 +165,7 @@ def train(out, steps, rows=8, length=256, seed=0, config=CONFIG, resume=False, e
 def _train(folder, settings, config, resume, every):
     """Train into a locked folder; the arguments and the result are those of `train`."""
     path, done = folder / STATE, folder / "training.json"
-    steps, rows, length, seed = (settings[key] for key in ("steps", "rows", "length", "seed"))
+    steps, seed = settings["steps"], settings["seed"]
     if done.exists():
         require(
             _is_log(done),
@@ -182,27 +183,14 @@ def _train(folder, settings, config, resume, every):
     if path.exists():
         require(resume, f"{path} belongs to an unfinished run: add --resume, or remove it.")
         log = load_state(path, settings, weights, optimizers, losses)
-    session = {"from_step": log["step"], "seconds": 0.0, "threads": torch.get_num_threads()}
-    log.setdefault("sessions", []).append(session | versions())
-    started = time.monotonic()
-    with tqdm(total=steps, initial=log["step"], unit="step", disable=None) as bar:
-        for step in range(log["step"], steps):
-            text_seed, progress = seed * SEED_STRIDE + step, step / steps
-            ids, floor = training_rows(tokenizer, rows, length, text_seed, progress)
-            loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps))
-            finite = math.isfinite(loss)
-            require(finite, f"step {step}: the loss is {loss}. Lower the learning rates.")
-            losses[step] = torch.tensor([loss, floor])
-            log["step"] = step + 1
-            report(log, losses, started, bar)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                held_out, repeats = validation.measure(weights)
-                log["held_out"].append([step + 1, round(held_out, 5), round(repeats, 5)])
-                more = f"held out {held_out:.4f} (floor {validation.floor:.4f}), "
-                report(log, losses, started, bar, more + f"repeats {repeats:.1%}")
-                save_state(path, log, weights, optimizers, losses)
-    stored = {name: tensor.detach().bfloat16() for name, tensor in weights.items()}
-    save(folder, stored, config, tokenizer)
+    for step, tell in steps_left(log, losses, weights, optimizers, config, tokenizer):
+        if step % every == 0 or step == steps:
+            held_out, repeats = validation.measure(weights)
+            log["held_out"].append([step, round(held_out, 5), round(repeats, 5)])
+            more = f"held out {held_out:.4f} (floor {validation.floor:.4f}), "
+            tell(more + f"repeats {repeats:.1%}")
+            save_state(path, log, weights, optimizers, losses)
+    stored = save_rounded(folder, weights, config, tokenizer)
     rounded = {name: tensor.float() for name, tensor in stored.items()}
     log["held_out_stored"] = validation.measure(rounded)
     log["training"] = list(means(losses))
@@ -212,6 +200,37 @@ def _train(folder, settings, config, resume, every):
         (new / done.name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
     path.unlink()
     return log
+
+
+def steps_left(log, losses, weights, optimizers, config, tokenizer):
+    """Train from the log's step to the last; after each step yield its number (from 1), `report`.
+
+    Updates the log, losses [steps, 2] (each step's loss and floor), weights and optimizers. What is
+    yielded as `report` prints a line with more text. Raises `InputError` if a loss is not finite.
+    """
+    settings = log["settings"]
+    steps, rows, length, seed = (settings[key] for key in ("steps", "rows", "length", "seed"))
+    session = {"from_step": log["step"], "seconds": 0.0, "threads": torch.get_num_threads()}
+    log.setdefault("sessions", []).append(session | versions())
+    with tqdm(total=steps, initial=log["step"], unit="step", disable=None) as bar:
+        tell = partial(report, log, losses, time.monotonic(), bar)
+        for step in range(log["step"], steps):
+            text_seed, progress = seed * SEED_STRIDE + step, step / steps
+            ids, floor = training_rows(tokenizer, rows, length, text_seed, progress)
+            loss = train_step(weights, optimizers, ids, config, rate_factor(step, steps))
+            where = f"seed {seed}, step {step}"
+            require(math.isfinite(loss), f"{where}: the loss is {loss}. Lower the learning rates.")
+            losses[step] = torch.tensor([loss, floor])
+            log["step"] = step + 1
+            tell()
+            yield step + 1, tell
+
+
+def save_rounded(folder, weights, config, tokenizer):
+    """Save the weights as a checkpoint in bfloat16. Returns the rounded weights."""
+    stored = {name: tensor.detach().bfloat16() for name, tensor in weights.items()}
+    save(folder, stored, config, tokenizer)
+    return stored
 
 
 def _is_log(path):
@@ -330,6 +349,13 @@ def draw_losses(log, path):
         figure.savefig(path, metadata={"Date": None})
 
 
+def reproducible(threads):
+    """Set the number of CPU threads; use only algorithms that give the same bits each time."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # not needed; 4 % slower
+
+
 def main(arguments=None):
     """Run the command line: check its arguments, then train."""
     parser = argparse.ArgumentParser(description="Train the tiny Llama 3 on its toy world.")
@@ -351,9 +377,7 @@ def main(arguments=None):
             importlib.util.find_spec("matplotlib"),
             "matplotlib, which draws the loss curve, is not installed: pip install matplotlib",
         )
-        torch.set_num_threads(given.pop("threads"))
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # not needed; 4 % slower
+        reproducible(given.pop("threads"))
         train(**given)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")

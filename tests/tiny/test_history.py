@@ -1,4 +1,4 @@
-"""The history of a training: its file, its measures, its Muon, and continuing after a stop."""
+"""The history of a training: its file, its measures, and continuing after a stop."""
 
 import json
 import math
@@ -142,7 +142,7 @@ def test_a_command_that_was_stopped_continues_to_the_same_bytes(
         return called
 
     with monkeypatch.context() as patch:
-        patch.setattr(history, "train_step", stopping(train.train_step, steps, 5 + at))
+        patch.setattr(pretrain, "train_step", stopping(train.train_step, steps, 5 + at))
         with pytest.raises(KeyboardInterrupt):
             history.history(tmp_path, **SHORT)
     with monkeypatch.context() as patch:
@@ -176,36 +176,9 @@ def test_other_settings_and_damaged_files_are_refused(tmp_path, monkeypatch):
     (tmp_path / "seed-0" / pretrain.STATE).write_bytes(b"no state")
     with pytest.raises(InputError, match="is not a saved state of this model"):
         history.history(tmp_path, **short)
-    monkeypatch.setattr(history, "train_step", lambda *_: math.nan)
+    monkeypatch.setattr(pretrain, "train_step", lambda *_: math.nan)
     with pytest.raises(InputError, match="seed 0, step 0: the loss is nan"):
         history.history(tmp_path / "nan", **short)
-
-
-def test_muon_is_pytorchs_but_for_the_rounding_to_bfloat16():
-    weights = [train.start_weights(SMALL, 0) for _ in range(3)]
-    optimizers = [train.make_optimizers(weights[0])[0], *(history.optimizers_of(w)[0]
-                  for w in weights[1:])]  # fmt: skip
-    optimizers[2].param_groups[0]["momentum"] = 0.5  # the control
-    assert isinstance(optimizers[1], torch.optim.Muon)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(4):
-        for name in weights[0]:
-            gradient = torch.randn(weights[0][name].shape, generator=generator)
-            for each in weights:
-                each[name].grad = gradient
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = 0.007
-            optimizer.step()
-    start = train.start_weights(SMALL, 0)
-    names = [n for n in start if n.startswith("layers") and start[n].dim() == 2]
-    far = {1: [], 2: []}
-    with torch.no_grad():
-        for name in names:
-            for i in far:
-                gone = (weights[0][name] - start[name]).norm()
-                far[i].append(float((weights[i][name] - weights[0][name]).norm() / gone))
-    assert len(names) == 14 and max(far[1]) < 0.03 < 0.1 < min(far[2])
 
 
 def test_counted_predictors_equal_those_counted_by_hand(finished):

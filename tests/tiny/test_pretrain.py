@@ -201,7 +201,7 @@ def test_a_killed_run_that_is_resumed_ends_in_the_same_bits(tmp_path, monkeypatc
 
     # a control: without the optimizers' state the weights differ
     killed_run(tmp_path / "forgetful", monkeypatch)
-    for optimizer in (torch.optim.Muon, torch.optim.AdamW):
+    for optimizer in (train.Muon, torch.optim.AdamW):
         monkeypatch.setattr(optimizer, "load_state_dict", lambda self, state: None)
     other_weights, other_files = run(tmp_path / "forgetful", resume=True)
     assert not same(weights, other_weights) and files[0] != other_files[0]

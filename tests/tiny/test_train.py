@@ -60,6 +60,30 @@ def test_each_weight_has_one_optimizer_and_only_some_decay():
         assert torch.equal(tensor, before[name]) == (decay == 0)
 
 
+def test_muon_is_pytorchs_but_for_the_rounding_to_bfloat16():
+    start = {n: w for n, w in train.start_weights(ODD, 0).items()
+             if n.startswith("layers") and w.dim() == 2}  # fmt: skip
+    runs = [[w.detach().clone().requires_grad_() for w in start.values()] for _ in range(3)]
+    how = {"lr": 0.007, "weight_decay": 0.05, "adjust_lr_fn": "original"}
+    optimizers = [torch.optim.Muon(runs[0], **how), train.Muon(runs[1], **how),
+                  train.Muon(runs[2], **how, momentum=0.5)]  # fmt: skip  # the last is the control
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        for theirs, ours, control in zip(*runs, strict=True):
+            theirs.grad = torch.randn(theirs.shape, generator=generator)
+            ours.grad = control.grad = theirs.grad
+        for optimizer in optimizers:
+            optimizer.step()
+    far = []  # from PyTorch's, in shares of the way gone: ours, the control
+    with torch.no_grad():
+        for before, theirs, *others in zip(start.values(), *runs, strict=True):
+            gone = (theirs - before).norm()
+            far.append([float((other - theirs).norm() / gone) for other in others])
+    far = torch.tensor(far)
+    assert len(far) == 28 and far[:, 0].max() < 0.03 < 0.1 < far[:, 1].min()
+    assert far[:, 0].min() > 0  # not the same bits: no rounding to bfloat16
+
+
 def test_a_step_clips_the_gradient_and_scales_the_learning_rates(monkeypatch):
     weights = train.start_weights(ODD, 0)
     before, norms, clip = copies(weights), [], torch.nn.utils.clip_grad_norm_

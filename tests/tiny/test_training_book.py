@@ -65,7 +65,8 @@ def test_the_gradient_of_the_logits_is_p_minus_one_hot():
 
 
 def test_the_norm_backwards_is_autograds_of_the_packages_norm():
-    x, weight = torch.randn(2, 5, 60, requires_grad=True), torch.randn(60, requires_grad=True)
+    x = (ODD.norm_eps**0.5 * torch.randn(2, 5, 60)).requires_grad_()  # so small that eps counts
+    weight = torch.randn(60, requires_grad=True)
     grad = torch.randn(2, 5, 60)
     expected = torch.autograd.grad(model.rms_norm(x, weight, ODD.norm_eps), (x, weight), grad)
     case = grad, x.detach(), weight.detach(), ODD.norm_eps
@@ -153,7 +154,7 @@ def test_the_iteration_makes_a_matrix_nearly_orthogonal(book):
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
-    weights, rows = train.start_weights(ODD, 0), [[5, 1, 2, 3, 9, 8], [5, 4], [5, 6, 2], [7]]
+    weights, rows = train.start_weights(ODD, 0), [[5, 1, 0, 3, 9, 8], [5, 4], [5, 6, 2], [7]]
     inputs, targets = train.pad(rows)
     matrix = weights["layers.2.attention.wk.weight"]
 
@@ -188,12 +189,12 @@ def test_the_books_step_is_the_packages(book):
     for factor in (0.3, 1.0):
         loss = train.train_step(theirs, optimizers, ids, ODD, factor)
         found, grads = book["gradients"](ours, ids, ODD)
-        book["change"](ours, grads, state, factor, torch.bfloat16)
-        assert found == pytest.approx(loss, abs=1e-3)
+        book["change"](ours, grads, state, factor)
+        assert found == pytest.approx(loss, abs=1e-4)
     begun = train.start_weights(ODD, 0)
     for name, w in theirs.items():
         moved = (w - begun[name]).norm()
-        assert (w - ours[name]).norm() < 0.05 * moved, name
+        assert (w - ours[name]).norm() < 1e-3 * moved, name
 
 
 def test_the_schedule_falls_as_pytorchs_cosine():
