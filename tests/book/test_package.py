@@ -118,6 +118,21 @@ def test_the_lock_file_agrees_with_the_pinned_versions():
     assert pins.keys() - versions.keys() <= builders
 
 
+def test_the_oldest_versions_that_ci_runs_are_the_lower_bounds():
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    extras = project["optional-dependencies"]
+    needs = [*project["dependencies"], *extras["notebooks"], *extras["test"]]
+    bounds = dict(each.split(">=") for each in needs if ">=" in each)
+    oldest = dict(re.findall(r"^([\w-]+)==([\d.]+?)(?:\.\*)?$", text(".ci/oldest.txt"), re.M))
+    assert oldest.keys() == bounds.keys() - {"axe-playwright-python"}
+
+    def numbers(version):
+        return [int(part) for part in version.split(".") if part != "0"]
+
+    for name, version in oldest.items():
+        assert numbers(version) == numbers(bounds[name]), name
+
+
 def test_workflows_are_pinned_by_hash_and_write_as_little_as_they_need():
     """Each action by its commit; a job that may write runs no code of the project."""
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
