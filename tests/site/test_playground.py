@@ -688,7 +688,7 @@ def test_the_page_fits_and_follows_the_theme(visit, folder, width, scheme):
     by_system = page.evaluate(ground)
 
     def wait_for(expected):  # the page learns of a change a little later
-        page.wait_for_function(f"({ground} === '{by_system}') === {expected}", timeout=5000)
+        page.wait_for_function(f"() => ({ground} === '{by_system}') === {expected}", timeout=5000)
 
     other = "dark" if scheme == "light" else "light"
     assert page.input_value("#theme") == "auto"
@@ -714,7 +714,7 @@ def test_the_page_works_where_storage_is_denied_or_full(browser, folder, script)
     page.wait_for_selector(".chip")
     assert page.locator(".chip").count() == 17
     page.select_option("#theme", "dark")
-    page.wait_for_function("document.documentElement.dataset.theme === 'dark'", timeout=5000)
+    page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'", timeout=5000)
     page.close()
 
 

@@ -70,7 +70,7 @@ def open_whole(page, site, name):
     page.goto((site / f"{name}.html").as_uri())
     page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
     page.evaluate("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.wait_for_function("() => [...document.images].every((image) => image.complete)")
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert too_wide(page) == 0
 
@@ -123,7 +123,7 @@ def hits(page, site, words):
     """Search the site on disk for words -> the pages that are found."""
     page.goto(f"{(site / 'search.html').as_uri()}?q={'+'.join(words)}")
     summary = "document.querySelector('.search-summary')"
-    page.wait_for_function(f"{summary}?.innerText.match(/found|match/)")
+    page.wait_for_function(f"() => {summary}?.innerText.match(/found|match/)")
     return {a.get_attribute("href") for a in page.locator("#search-results li a").all()}
 
 
