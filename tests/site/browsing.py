@@ -86,6 +86,18 @@ def page_of(browser, *allowed, **how):
     context.close()
 
 
+def wait_until(page, expression, argument=None):
+    """Wait until JavaScript gives something true.
+
+    Playwright's own waiting is evaluated in the page, which the page's policy forbids.
+    """
+    for _ in range(200):
+        if page.evaluate(expression, argument):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
 @cache
 def axe_script():
     """Return the text of axe-core, from the package that contains it."""

@@ -14,6 +14,7 @@ from browsing import (
     page_of,
     too_wide,
     violations,
+    wait_until,
 )
 
 need_the_sites_packages()
@@ -70,7 +71,7 @@ def open_whole(page, site, name):
     page.goto((site / f"{name}.html").as_uri())
     page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
     page.evaluate("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
-    page.wait_for_function("() => [...document.images].every((image) => image.complete)")
+    wait_until(page, "[...document.images].every((image) => image.complete)")
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert too_wide(page) == 0
 
@@ -123,7 +124,7 @@ def hits(page, site, words):
     """Search the site on disk for words -> the pages that are found."""
     page.goto(f"{(site / 'search.html').as_uri()}?q={'+'.join(words)}")
     summary = "document.querySelector('.search-summary')"
-    page.wait_for_function(f"() => {summary}?.innerText.match(/found|match/)")
+    wait_until(page, f"{summary}?.innerText.match(/found|match/)")
     return {a.get_attribute("href") for a in page.locator("#search-results li a").all()}
 
 
@@ -145,8 +146,8 @@ def test_the_copy_button_copies_the_code(visit, site):
     for i in (0, 2):
         visit.locator("div.cell button.copy").nth(i).focus()
         visit.keyboard.press("Enter")
-        visit.wait_for_function("(i) => document.querySelectorAll('div.cell button.copy')[i]"
-                                ".classList.contains('done')", arg=i)  # fmt: skip
+        wait_until(visit, "(i) => document.querySelectorAll('div.cell button.copy')[i]"
+                                ".classList.contains('done')", i)  # fmt: skip
         assert visit.evaluate("navigator.clipboard.readText()") == code[i]
 
 
@@ -217,7 +218,7 @@ def test_the_changed_model_has_no_fault(windows, site, theme):
     page.goto((site / "playground" / "index.html").as_uri())
     page.wait_for_selector(".chip")
     page.click("#pair")
-    page.wait_for_function("() => !get('patch').disabled")
+    wait_until(page, "() => !get('patch').disabled")
     page.click("#patch")
     page.click("#off")
     page.check("#int4")
