@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -184,7 +185,7 @@ def test_a_long_prompt_passes_in_chunks_and_is_not_printed_whole(capsys):
 @pytest.mark.thorough
 def test_streams_may_be_closed(closed):
     for command in ("ab --max-new 2", "chat --max-new 1"):
-        line = f"{sys.executable} -m llama3_scratch {command} {closed}"
+        line = f"{shlex.quote(sys.executable)} -m llama3_scratch {command} {closed}"
         done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, input="hi\n")
         assert done.returncode == 0 and "Traceback" not in done.stderr, line
         assert closed != "2>&-" or done.stdout
