@@ -18,12 +18,15 @@ import os
 import platform
 import statistics
 import time
+from collections import ChainMap
 from pathlib import Path
 
 import torch
 
 from llama3_scratch import PRESETS, Cache, forward
+from llama3_scratch.checkpoint.huggingface import hugging_faces_name
 from llama3_scratch.config import weight_shapes
+from llama3_scratch.generate import _LastRow
 from llama3_scratch.model import attend
 from llama3_scratch.quantize.packed import Int4, Int8
 from llama3_scratch.quantize.rounding import rtn
@@ -45,20 +48,10 @@ def is_matrix(name, tensor):
     return tensor.dim() == 2 and name != "tok_embeddings.weight"
 
 
-class LastRow:
-    """The output matrix, multiplied with the last row only."""
-
-    def __init__(self, matrix):
-        self.matrix, self.T = matrix, self
-
-    def __rmatmul__(self, rows):
-        return rows[..., -1:, :] @ self.matrix.T
-
-
 class Ours:
     def __init__(self, weights, config, attend):
         self.weights, self.config, self.attend = weights, config, attend
-        self.last = dict(weights) | {"output.weight": LastRow(weights["output.weight"])}
+        self.last = ChainMap({"output.weight": _LastRow(weights)}, weights)
 
     def prompt(self, tokens):
         forward(self.last, tokens, self.config, attend=self.attend)
@@ -88,19 +81,7 @@ class Theirs:
         )  # fmt: skip
         with torch.device("meta"):
             self.model = LlamaForCausalLM(shape)
-        names = {
-            "tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head",
-            "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
-            "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
-            "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
-            "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm",
-            "ffn_norm": "post_attention_layernorm",
-        }  # fmt: skip
-        state = {}
-        for name, tensor in weights.items():
-            *layer, rest = name.removesuffix(".weight").split(".", 2) if "layers" in name else [
-                name.removesuffix(".weight")]  # fmt: skip
-            state[".".join([*(["model", *layer] if layer else []), names[rest], "weight"])] = tensor
+        state = {hugging_faces_name(name): tensor for name, tensor in weights.items()}
         self.model.load_state_dict(state, assign=True)
         self.model.model.rotary_emb = type(self.model.model.rotary_emb)(shape)
         self.model.eval()

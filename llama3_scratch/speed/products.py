@@ -28,7 +28,7 @@ from llama3_scratch.quantize.packed import Int4, Int8, Packed
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
 FEW = 8  # rows up to which products.c is used
 AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
-SIXTEENS = torch.tensor([*(16.0**k for k in range(7)), 1.0])[:, None]
+SIXTEENS = torch.tensor([*(16.0**k for k in range(7)), 1.0], device="cpu")[:, None]
 NARROW = torch.bfloat16, torch.float16
 
 
@@ -170,8 +170,8 @@ def library():
 @functools.cache
 def faster():
     """Measure, once, which ways are faster than PyTorch's product in bfloat16: "few", "many"."""
-    weight = torch.zeros(2048, 2048, dtype=torch.bfloat16)
-    rows = torch.ones(32, 2048, dtype=torch.bfloat16)
+    weight = torch.zeros(2048, 2048, dtype=torch.bfloat16, device="cpu")
+    rows = torch.ones(32, 2048, dtype=torch.bfloat16, device="cpu")
     ways = {"many": (rows, lambda x: in_float32(x, weight))}
     if product := read_once(weight):
         ways["few"] = rows[:1], product
