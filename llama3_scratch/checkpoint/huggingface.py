@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from llama3_scratch.checkpoint.lazy import LazyWeights
-from llama3_scratch.checkpoint.meta import check, check_layers, not_readable, stored_name
+from llama3_scratch.checkpoint.meta import check, check_layers, cut, not_readable, stored_name
 from llama3_scratch.config import (
     PRESETS,
     Config,
@@ -118,11 +118,14 @@ def read_weights(folder, config):
     check(folder, SETTINGS, tensors, config)
     reordered = [n for n in tensors if n.endswith(("attention.wq.weight", "attention.wk.weight"))]
 
-    def read(name):
-        tensor = tensors[stored_name(name, config)]
-        return in_metas_order(tensor, config.head_dim) if name in reordered else tensor
+    def read_part(name, rank, ranks):
+        part = cut(tensors[stored_name(name, config)], name, rank, ranks)  # of whole heads
+        return in_metas_order(part, config.head_dim) if name in reordered else part
 
-    return LazyWeights(weight_shapes(config), read, costly=reordered)
+    return LazyWeights(
+        weight_shapes(config), lambda name: read_part(name, 0, 1), costly=reordered,
+        read_part=read_part,
+    )  # fmt: skip
 
 
 def in_metas_order(weight, head_dim):

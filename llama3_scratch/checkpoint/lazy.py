@@ -14,18 +14,23 @@ class LazyWeights(Mapping):
     leaves what `read` returns. costly: the names of tensors whose `read` takes time and memory;
     these are cached on their second use. (So a single pass, as for one token, a check or a copy to
     a GPU, caches nothing.) packed: the bytes that all take in the file, if `read` makes numbers of
-    another form from them, which is done anew on each use.
+    another form from them, which is done anew on each use. read_part: (name, rank, ranks) -> the
+    slice of the tensor for one of several ranks, if it can be read without the rest.
     """
 
-    def __init__(self, names, read, dtype=None, device=None, costly=(), packed=None):
+    def __init__(
+        self, names, read, dtype=None, device=None, costly=(), packed=None, read_part=None
+    ):
         self.names, self.read = dict.fromkeys(names), read
         self.dtype, self.device, self.costly = dtype, device, frozenset(costly)
-        self.packed = packed
+        self.packed, self.read_part = packed, read_part
         self.used, self.cached = set(), {}
 
     def to(self, dtype, device):
         """Return the same weights, to be cast and moved when they are looked up."""
-        moved = LazyWeights(self.names, self.read, dtype, device, self.costly, self.packed)
+        moved = LazyWeights(
+            self.names, self.read, dtype, device, self.costly, self.packed, self.read_part
+        )
         moved.used, moved.cached = self.used, self.cached
         return moved
 

@@ -49,12 +49,30 @@ def read_weights(folder, config):
             f"{by_layer(differ)}",
         )
 
-    def joined(name):
+    def read_part(name, rank, ranks):
         slices = [file[stored_name(name, config)] for file in files]
-        whole = len(files) == 1 or slices[0].dim() == 1
-        return slices[0] if whole else torch.cat(slices, dim=_split_dim(name))
+        if slices[0].dim() == 1:
+            return slices[0]
+        dim = split_dim(name)
+        size = slices[0].shape[dim]
+        start, stop = (len(files) * size * r // ranks for r in (rank, rank + 1))
+        parts = []
+        for i, part in enumerate(slices):
+            first, last = max(start - i * size, 0), min(stop - i * size, size)
+            parts += [part.narrow(dim, first, last - first)] if first < last else []
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
-    return LazyWeights(weight_shapes(config), joined)
+    return LazyWeights(
+        weight_shapes(config), lambda name: read_part(name, 0, 1), read_part=read_part
+    )
+
+
+def cut(tensor, name, rank, ranks):
+    """A tensor -> the slice of it that file `rank` of `ranks` has, a view; norms stay whole."""
+    if tensor.dim() == 1:
+        return tensor
+    size = tensor.shape[split_dim(name)] // ranks
+    return tensor.narrow(split_dim(name), rank * size, size)
 
 
 def stored_name(name, config):
@@ -70,7 +88,8 @@ def _agree(one, other):
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
-def _split_dim(name):
+def split_dim(name):
+    """The dimension along which files split a matrix: 1 by columns, 0 by rows."""
     return 1 if name.endswith(SPLIT_BY_COLUMNS) else 0
 
 
@@ -144,7 +163,7 @@ def _faults(tensors, config, n_files):
         if config.tied_output and name == "output.weight" and name not in tensors:
             continue
         if len(shape) == 2:
-            split = _split_dim(name)
+            split = split_dim(name)
             if shape[split] % n_files:
                 faults.append((name, f"is {list(shape)}: cannot be split over {n_files} files"))
             shape = tuple(n // n_files if dim == split else n for dim, n in enumerate(shape))

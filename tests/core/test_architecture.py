@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "quantize": CORE_AND_ERRORS | {"watch"},
     "checkpoint": CORE_AND_ERRORS | {"", "quantize"},  # "": the package itself, for the prompt
     "speed": CORE_AND_ERRORS | {"checkpoint", "quantize"},
+    "processes": {"errors"},
+    "parallel": CORE_AND_ERRORS | {"checkpoint", "processes"},
     "train": CORE_AND_ERRORS | {"checkpoint", "speed"},
     "tiny": CORE_AND_ERRORS | {"", "watch", "checkpoint", "quantize", "speed", "train"},
     "exercises": CORE_AND_ERRORS | {"", "watch", "checkpoint", "formats", "quantize", "train"},

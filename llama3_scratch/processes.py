@@ -1,0 +1,270 @@
+"""Processes that compute together by `torch.distributed`: how they start, and how they end.
+
+A *rank* is one of p processes, numbered from 0. A notebook starts them with `run_on`, which keeps
+them for the next call; for the command line, torchrun starts them and `joined` makes them a group.
+"""
+
+import atexit
+import contextlib
+import dis
+import importlib
+import io
+import marshal
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from llama3_scratch.errors import InputError, first_line, require
+
+PATIENCE = timedelta(seconds=120)  # how long a rank waits for the others
+RENDEZVOUS = timedelta(seconds=60)  # how long the ranks of a command line look for each other
+FOREVER = timedelta(days=365)  # how long the ranks of a chat wait for the next question
+LOOPBACK = "lo", "lo0"  # the network within one machine, on Linux and on macOS
+GRACE = 0.5  # seconds: an error is often the echo of another rank's end, which is seen later
+_workers = []
+_group = {}  # of the command line: the store that its ranks share
+
+
+# From a notebook
+
+
+def run_on(p, function, *args):
+    """Call `function(*args)` in p processes at once -> [what it returned on each rank].
+
+    Each process is a rank of a gloo group on the CPU (`dist.get_rank()` tells which), computes with
+    one thread and begins with `torch.manual_seed(0)`. The processes are kept for the next call. A
+    function of a notebook is sent with all that it names: constants, tensors, other functions,
+    modules; not with classes of the notebook. What it prints is discarded. The first error on any
+    rank ends all of them, and is raised here: `InputError` if it is one, else RuntimeError.
+    """
+    task = dumps((function, args))
+    if any(worker.poll() is not None for worker in _workers):
+        _end()
+    _workers.extend(_start() for _ in range(p - len(_workers)))
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        ThreadPoolExecutor(p) as pool,
+    ):
+        try:
+            asked = {
+                pool.submit(_ask, _workers[rank], dumps((rank, p, f"{folder}/store", task))): rank
+                for rank in range(p)
+            }
+            for done in as_completed(asked):
+                if not done.result()[0]:
+                    raise _first_error(asked)
+            return [done.result()[1] for done in asked]
+        except BaseException:
+            _end()  # also the readers, for which the pool waits
+            raise
+
+
+def _start():
+    """Start a worker, which waits for tasks on its standard input."""
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    loopback = [name for _, name in socket.if_nameindex() if name in LOOPBACK]
+    settings |= dict(zip(["GLOO_SOCKET_IFNAME"], loopback, strict=False))
+    errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
+    worker = subprocess.Popen(
+        [sys.executable, "-c", "from llama3_scratch.processes import _serve; _serve()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=os.environ | settings,
+        start_new_session=True,  # an interrupt of the notebook is the notebook's
+    )  # fmt: skip
+    worker.errors = errors
+    return worker
+
+
+def _serve():
+    """Answer tasks until the standard input ends: (True, result), or (False, error)."""
+    tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0), os.dup2(nowhere, 1)
+    while True:
+        try:
+            answer = True, _answer(*pickle.load(tasks))
+        except EOFError:
+            return
+        except BaseException as error:
+            ours = isinstance(error, InputError)
+            answer = False, (ours, str(error) if ours else f"{type(error).__name__}: {error}")
+        answers.write(dumps(answer))
+        answers.flush()
+
+
+def _answer(rank, p, path, task):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    store = dist.FileStore(path, p)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=p, timeout=PATIENCE)
+    function, args = pickle.loads(task)
+    result = function(*args)
+    dist.barrier()
+    dist.destroy_process_group()
+    return result
+
+
+def _ask(worker, task):
+    """Give a task to a worker -> its answer, (False, None) if the worker has ended."""
+    try:
+        worker.stdin.write(task)
+        worker.stdin.flush()
+        return pickle.load(worker.stdout)
+    except (EOFError, OSError, pickle.UnpicklingError):
+        return False, None
+
+
+def _first_error(asked):
+    """Return the exception that says what went wrong first."""
+    with contextlib.suppress(TimeoutError):
+        for _ in as_completed(asked, GRACE):
+            pass
+    found = {rank: done.result()[1] for done, rank in asked.items()
+             if done.done() and not done.result()[0]}  # fmt: skip
+    for rank, error in found.items():
+        if error is None:
+            code = _workers[rank].wait()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            _workers[rank].errors.seek(0)
+            said = _workers[rank].errors.read().decode(errors="replace").strip().splitlines()
+            return RuntimeError(f"rank {rank} has ended ({how}). {''.join(said[-1:])}".strip())
+    ordered = sorted(found.items(), key=lambda item: ENDED in item[1][1])
+    rank, (ours, message) = ordered[0]
+    return (InputError if ours else RuntimeError)(f"rank {rank}: {message}")
+
+
+@atexit.register
+def _end():
+    """End all workers."""
+    for worker in _workers:
+        worker.kill()
+        worker.wait()
+        for pipe in (worker.stdin, worker.stdout, worker.errors):
+            with contextlib.suppress(OSError):
+                pipe.close()
+    _workers.clear()
+
+
+def dumps(value):
+    """Pickle a value; functions that no module has (a notebook's, lambdas) are sent as code."""
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value):
+        if isinstance(value, types.ModuleType):
+            return importlib.import_module, (value.__name__,)
+        if isinstance(value, types.FunctionType) and not _importable(value):
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            used = {name: value.__globals__[name] for name in _globals_of(value.__code__)
+                    if name in value.__globals__}  # fmt: skip
+            made = marshal.dumps(value.__code__), value.__name__, len(cells)
+            state = used, cells, value.__defaults__, value.__kwdefaults__
+            return _function, made, state, None, None, _fill
+        return NotImplemented
+
+
+def _importable(function):
+    found = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is function and function.__module__ != "__main__"
+
+
+def _globals_of(code):
+    """Return the global names that a function's code, or a function inside it, reads."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname.endswith("LOAD_GLOBAL")}
+    inside = [_globals_of(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    return names.union(*inside)
+
+
+def _function(code, name, n_cells):
+    cells = tuple(types.CellType() for _ in range(n_cells))
+    names = {"__builtins__": __builtins__, "__name__": "__main__"}
+    return types.FunctionType(marshal.loads(code), names, name, None, cells)
+
+
+def _fill(function, state):
+    used, cells, function.__defaults__, function.__kwdefaults__ = state
+    function.__globals__.update(used)
+    for cell, content in zip(function.__closure__ or (), cells, strict=True):
+        cell.cell_contents = content
+
+
+# Between the ranks
+
+ENDED = "another rank has ended"
+
+
+def collective(function, *args, **kwargs):
+    """Call a function of `torch.distributed`. Raises `InputError` if another rank has ended."""
+    try:
+        return function(*args, **kwargs)
+    except RuntimeError as error:
+        raise InputError(f"{ENDED}, or cannot be reached ({first_line(error)}).") from None
+
+
+def share(value):
+    """Return the value that rank 0 has, on every rank."""
+    values = [value]
+    collective(dist.broadcast_object_list, values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+# For the command line
+
+
+def started():
+    """Whether torchrun has started this process: whether its variables are set."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def number(name, least, default=None):
+    """Return a variable that torchrun sets, as a number. Raises `InputError`."""
+    text = os.environ.get(name, default)
+    right = text is not None and text.isascii() and text.isdigit() and int(text) >= least
+    require(right, f"the environment variable {name} is {text!r}: expected {least} or more.")
+    return int(text)
+
+
+@contextlib.contextmanager
+def joined(device):
+    """Make the processes that torchrun has started a group, while the block runs.
+
+    Yields this rank's device: of cuda, the one that LOCAL_RANK numbers. Raises `InputError`.
+    """
+    rank, p = number("RANK", 0), number("WORLD_SIZE", 1)
+    require(rank < p, f"the environment variable RANK is {rank}: expected less than {p} ranks.")
+    if device == "cuda":
+        device = f"cuda:{number('LOCAL_RANK', 0, '0')}"
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    try:
+        _group["store"], _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS))
+        dist.init_process_group(
+            backend, store=_group["store"], rank=rank, world_size=p, timeout=FOREVER
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the {p} ranks do not find each other ({first_line(error)}).") from None
+    yield device
+    collective(dist.barrier)  # nobody ends while another still needs it
+    dist.destroy_process_group()
+
+
+def first_to_fail():
+    """Whether this rank is the first that fails, and has to say so; True without a group."""
+    try:
+        return "store" not in _group or _group["store"].add("failed", 1) == 1
+    except RuntimeError:  # the store has ended with its rank
+        return dist.get_rank() == 1
