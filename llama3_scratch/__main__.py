@@ -6,17 +6,31 @@ import json
 import math
 import os
 import re
+import secrets
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
-from llama3_scratch import PROMPT, InputError, __version__, generate, load, model, shape, watch
+from llama3_scratch import (
+    PROMPT,
+    InputError,
+    __version__,
+    generate,
+    load,
+    model,
+    parallel,
+    pipeline,
+    processes,
+    shape,
+    watch,
+)
 from llama3_scratch.chat import chat, speed, speed_text
 from llama3_scratch.checkpoint import memory
 from llama3_scratch.checkpoint.lazy import DTYPES
 from llama3_scratch.checkpoint.source import opened
 from llama3_scratch.checkpoint.templates import FORMATS, chat_format, read_template
-from llama3_scratch.errors import visible
+from llama3_scratch.errors import require, visible
 from llama3_scratch.generate import choose, chunk_size
 from llama3_scratch.speed import attend_fused, quick
 from llama3_scratch.watch import progress
@@ -37,7 +51,8 @@ ABOUT = {  # command: (what --help says first, and last)
         WHERE + "The first word may be a command: 'chat', for a conversation; 'verify', to check a "
         "checkpoint's files; 'export', to write them in another form. Each has its own --help. To "
         "use one of these words as a prompt, put -- before it. If llama3-scratch is not found, "
-        "'python -P -m llama3_scratch' is the same.",
+        "'python -P -m llama3_scratch' is the same. A model that is too large for one device is "
+        "split over several by 'torchrun --nproc-per-node 2 -m llama3_scratch', for chat too.",
     ),
     "chat": (
         "Talk with an Instruct model: each line is a message, and a line that ends with a "
@@ -106,6 +121,8 @@ def _add_sampling(add, **defaults):
     add("--seed", type=int, metavar="N", help="the same N samples the same text again")
     add("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, mps")
     add("--dtype", choices=DTYPES, help="the type to compute in (default: as stored)")
+    add("--pipeline", action="store_true", help="under torchrun: give each rank some of the "
+        "layers, as many as fit its memory, instead of a slice of every layer")  # fmt: skip
     add("--exact", action="store_true", help="compute with the book's own functions, to the "
         "bits of Meta's code; without it, faster ones add in another order")  # fmt: skip
 
@@ -132,7 +149,9 @@ def print_tokens(tokens, config, tokenizer):
     shown = tokens[:SHOWN]
     pieces = [f"{tokenizer.decode([token])!r} {token}".replace(" ", "\0") for token in shown]
     pieces += ["..."] if len(tokens) > SHOWN else []
-    print(f"{config.n_parameters:,} parameters in {config.n_layers} layers\n\n{len(tokens)} tokens")
+    on = f" on this one of {processes.size()} ranks" if processes.size() > 1 else ""
+    print(f"{config.n_parameters:,} parameters in {config.n_layers} layers{on}\n")
+    print(f"{len(tokens)} tokens")
     print(textwrap.fill("  ".join(pieces), 96, **INDENT).replace("\0", " "), flush=True)
 
 
@@ -160,6 +179,15 @@ def likeliest(logits, tokenizer):
     return [(token, tokenizer.decode([token]), float(probabilities[token])) for token in ids]
 
 
+def shared_out(stored, by_layers, device):
+    """An opened checkpoint -> (this rank's part, a function that joins its weights to the others)."""
+    if not by_layers:
+        return parallel.open_slice(stored, *processes.place()), parallel.Parallel
+    layers = pipeline.shares(stored.config.n_layers, processes.gather(memory.spare(device)))
+    stage = pipeline.open_stage(stored, processes.place()[0], layers)
+    return stage, lambda weights: pipeline.Stage(weights, stage.config)
+
+
 def loaded(args, stored, tokens):
     """An opened checkpoint -> weights, config, tokenizer, loaded as the arguments say.
 
@@ -167,14 +195,21 @@ def loaded(args, stored, tokens):
     printed on stderr if the checkpoint is large, and are quick unless --exact is given. Raises
     `InputError`.
     """
-    device, config = memory.usable(args.device), stored.config
+    device, ranks = memory.usable(args.device), processes.size()
+    require(ranks > 1 or not args.pipeline, "--pipeline is for several ranks: start with torchrun.")
+    if ranks > 1:
+        stored, compute = shared_out(stored, args.pipeline, device)
+    config = stored.config
     dtype = DTYPES.get(args.dtype) or stored.weights["norm.weight"].dtype
     together = min(tokens, chunk_size(tokens, config))
     plan = memory.plan(config, dtype, device, together, tokens + args.max_new, stored.weights)
-    if config.n_parameters > LARGE:
-        print(plan, end="\n\n", file=sys.stderr, flush=True)
+    plan = replace(plan, ram=plan.ram // processes.on_this_machine())
+    if config.n_parameters * ranks > LARGE:
+        each = f"each of {ranks} ranks, here of rank 0:\n" if ranks > 1 else ""
+        print(f"{each}{plan}", end="\n\n", file=sys.stderr, flush=True)
     weights, *rest = load(stored, dtype, device, plan)
-    return weights if args.exact else quick(weights), *rest
+    weights = weights if args.exact else quick(weights)
+    return compute(weights) if ranks > 1 else weights, *rest
 
 
 def attends(args):
@@ -253,6 +288,7 @@ def run_chat(args):
     chat(
         *loaded(args, stored, CHAT_ROOM), form=form, system=args.system, max_new=args.max_new,
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, attend=attends(args),
+        read=processes.read if processes.size() > 1 else input,
     )  # fmt: skip
 
 
@@ -289,17 +325,34 @@ def main(arguments=None):
     """Run the command line; returns the exit code: 0, or 2 with one message on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments and arguments[0] in ABOUT else ""
-    args = parser(command).parse_args(arguments[1:] if command else arguments)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed, as for a program without a window
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # not every terminal can show every character
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if not processes.started():
+        return _run(command, arguments)
+    with processes.quiet() as stderr:  # one of the ranks talks
+        code = _run(command, arguments, stderr)
+    if code:
+        processes.leave(code)  # at once: the others are waiting for this rank
+    return code
+
+
+def _run(command, arguments, stderr=None):
+    """Run a command -> its exit code. stderr: where a rank says that it is the first to fail."""
+    args = parser(command).parse_args(arguments[1:] if command else arguments)
     try:
-        return RUN[command](args) or 0
+        if stderr is None:
+            return RUN[command](args) or 0
+        require(command in ("", "chat"), f"{command} is not for several ranks: start it alone.")
+        with processes.joined(args.device) as args.device:
+            if args.seed is None:  # the same for all ranks
+                args.seed = processes.share(secrets.randbits(63))
+            return RUN[command](args) or 0
     except InputError as error:
-        return _fail(error)
+        return _fail(error, stderr)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -308,15 +361,17 @@ def main(arguments=None):
         return 1
     except OSError as error:
         sys.stdout = None
-        return _fail(f"the output cannot be written ({error.strerror or error}).")
+        return _fail(f"the output cannot be written ({error.strerror or error}).", stderr)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
             raise
-        return _fail("this machine has too little memory: try a smaller --max-new or --dtype.")
+        few = "this machine has too little memory: try a smaller --max-new or --dtype."
+        return _fail(few, stderr)
 
 
-def _fail(message):
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message, stderr):
+    if stderr is None or processes.first_to_fail():
+        print(f"error: {message}", file=stderr or sys.stderr, flush=True)
     return 2
 
 

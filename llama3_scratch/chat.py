@@ -58,7 +58,7 @@ class Prefix:
 
 def chat(
     weights, config, tokenizer, *, form=None, system=None, max_new=512, temperature=0.6,
-    top_p=0.9, seed=None, attend=readable_attend,
+    top_p=0.9, seed=None, attend=readable_attend, read=input,
 ):  # fmt: skip
     """Answer each message on standard input, until its end; answers go to standard output.
 
@@ -68,7 +68,8 @@ def chat(
     it. A second Ctrl-C before the next question ends the program, as does the end of the input
     (Ctrl-D). Notices and the speed of each answer go to standard error. An answer has at most
     `max_new` tokens. The ids of the conversation are kept, and so are their keys and values: a turn
-    computes only what is new. Raises `InputError` for a bad argument before anything is read.
+    computes only what is new. read: a function that reads a line, as `input` does. Raises
+    `InputError` for a bad argument before anything is read.
     """
     check_sampling(max_new, temperature, None, top_p, seed)
     form = form or MetasFormat(tokenizer)
@@ -91,7 +92,7 @@ def chat(
     while True:
         message, answer = None, []
         try:
-            message = _message("> " if terminal else "")
+            message = _message(read, "> " if terminal else "")
             if not message.strip():
                 continue
             interrupted = False
@@ -151,13 +152,13 @@ def _next_prompt(form, system, turns, message, last, room, config):
     return kept, prompt
 
 
-def _message(prompt):
+def _message(read, prompt):
     """Read a message: a line, and those after it while they end with a backslash."""
-    line = input(prompt).removeprefix("\ufeff").rstrip("\r")
+    line = read(prompt).removeprefix("\ufeff").rstrip("\r")
     while line.endswith("\\"):
         line = f"{line[:-1]}\n"
         with contextlib.suppress(EOFError):
-            line += input("  " if prompt else "").rstrip("\r")
+            line += read("  " if prompt else "").rstrip("\r")
     return line
 
 

@@ -222,11 +222,30 @@ def share(value):
     return values[0]
 
 
+def gather(value):
+    """Return the values of all ranks, in their order, on every rank."""
+    values = [None] * dist.get_world_size()
+    collective(dist.all_gather_object, values, value)
+    return values
+
+
+def read(prompt=""):
+    """Read a line as `input` does, on rank 0 -> the line, on every rank."""
+    line = None
+    if dist.get_rank() == 0:
+        with contextlib.suppress(EOFError):
+            line = input(prompt)
+    line = share(line)
+    if line is None:
+        raise EOFError
+    return line
+
+
 # For the command line
 
 
 def started():
-    """Whether torchrun has started this process: whether its variables are set."""
+    """Whether torchrun has started this process, or a program that sets the same variables."""
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
@@ -238,6 +257,36 @@ def number(name, least, default=None):
     return int(text)
 
 
+def place():
+    """Return (this rank, the number of ranks), (0, 1) without a group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def size():
+    """Return the number of ranks, 1 without a group."""
+    return place()[1]
+
+
+def on_this_machine():
+    """Return how many ranks share this machine's memory."""
+    return number("LOCAL_WORLD_SIZE", 1, str(size())) if size() > 1 else 1
+
+
+@contextlib.contextmanager
+def quiet():
+    """Discard what ranks other than 0 print, while the block runs; yields the standard error."""
+    stderr = sys.stderr
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        if not _is_rank_0():
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield stderr
+
+
+def _is_rank_0():
+    return not os.environ["RANK"].strip("0") or not os.environ["RANK"].isdigit()
+
+
 @contextlib.contextmanager
 def joined(device):
     """Make the processes that torchrun has started a group, while the block runs.
@@ -246,25 +295,37 @@ def joined(device):
     """
     rank, p = number("RANK", 0), number("WORLD_SIZE", 1)
     require(rank < p, f"the environment variable RANK is {rank}: expected less than {p} ranks.")
-    if device == "cuda":
-        device = f"cuda:{number('LOCAL_RANK', 0, '0')}"
-        torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    try:
-        _group["store"], _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS))
-        dist.init_process_group(
-            backend, store=_group["store"], rank=rank, world_size=p, timeout=FOREVER
+    backend = "gloo"
+    if device == "cuda" and torch.cuda.is_available():
+        device, backend = f"cuda:{number('LOCAL_RANK', 0, '0')}", "cpu:gloo,cuda:nccl"
+        n_devices = torch.cuda.device_count()
+        require(
+            torch.device(device).index < n_devices,
+            f"this machine has {n_devices} CUDA devices: expected one for each rank on it.",
         )
+        torch.cuda.set_device(device)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=p, timeout=FOREVER)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the {p} ranks do not find each other ({first_line(error)}).") from None
+    _group["store"] = store
     yield device
     collective(dist.barrier)  # nobody ends while another still needs it
     dist.destroy_process_group()
 
 
 def first_to_fail():
-    """Whether this rank is the first that fails, and has to say so; True without a group."""
+    """Whether this rank is the first that fails, and has to say so."""
     try:
-        return "store" not in _group or _group["store"].add("failed", 1) == 1
+        return _group["store"].add("failed", 1) == 1 if _group else _is_rank_0()
     except RuntimeError:  # the store has ended with its rank
         return dist.get_rank() == 1
+
+
+def leave(code):
+    """End this process, without the farewells for which other ranks would be needed."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        sys.stdout.flush()
+        first_to_fail()  # no other rank needs to say that this one has ended
+    os._exit(code)

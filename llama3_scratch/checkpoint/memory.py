@@ -68,9 +68,11 @@ def plan(config, dtype=torch.bfloat16, device="cpu", tokens=17, context=256, wei
     """
     device, size = torch.device(device), dtype.itemsize
     stored = dtype if weights is None else weights["norm.weight"].dtype
-    L, D, V, K, H = (config.sizes[letter] for letter in "LDVKH")
+    L, D, K, H = (config.sizes[letter] for letter in "LDKH")
     layer = sum(math.prod(s) for n, s in weight_shapes(config).items() if n.startswith("layers.0."))
-    largest = size * max(layer, V * D)
+    tables = config.n_parameters - L * layer - D  # those that this process holds
+    table = tables // (1 if config.tied_output else 2)
+    largest = size * max(layer, table)
     packed = getattr(weights, "packed", None)
     total = size * config.n_parameters
     cache = 2 * L * K * H * context * size
@@ -80,7 +82,7 @@ def plan(config, dtype=torch.bfloat16, device="cpu", tokens=17, context=256, wei
     if device.type == "cpu":
         way, copies = "memory-mapped", largest if stored != dtype or packed else 0
         if packed:
-            total, copies = packed, copies + (stored != dtype) * stored.itemsize * V * D
+            total, copies = packed, copies + (stored != dtype) * stored.itemsize * table
     elif gpu is not None and total + cache + inner > GPU_SHARE * gpu:
         way, copies = "streamed", largest
     reordered = 0
@@ -111,6 +113,12 @@ def usable(device=None):
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device {device} cannot be used here: {first_line(error)}") from None
     return device
+
+
+def spare(device):
+    """Return the bytes that this process may still take of the memory that a device computes in."""
+    cuda = torch.device(device).type == "cuda"
+    return spare_on(device) if cuda else spare_ram()
 
 
 def spare_on(device):

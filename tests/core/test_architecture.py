@@ -22,11 +22,13 @@ MAY_IMPORT = {
     "speed": CORE_AND_ERRORS | {"checkpoint", "quantize"},
     "processes": {"errors"},
     "parallel": CORE_AND_ERRORS | {"checkpoint", "processes"},
+    "pipeline": CORE_AND_ERRORS | {"checkpoint", "processes"},
     "train": CORE_AND_ERRORS | {"checkpoint", "speed"},
     "tiny": CORE_AND_ERRORS | {"", "watch", "checkpoint", "quantize", "speed", "train"},
     "exercises": CORE_AND_ERRORS | {"", "watch", "checkpoint", "formats", "quantize", "train"},
     "chat": CORE_AND_ERRORS | {"watch", "checkpoint"},
-    "__main__": CORE_AND_ERRORS | {"", "watch", "checkpoint", "chat", "speed"},
+    "__main__": CORE_AND_ERRORS
+    | {"", "watch", "checkpoint", "chat", "speed", "processes", "parallel", "pipeline"},
     "": CORE_AND_ERRORS | {"watch", "checkpoint"},
 }  # fmt: skip
 

@@ -1,0 +1,118 @@
+"""One model on several ranks, by layers: each rank computes some of them and sends the stream on.
+
+Less travels than between slices (`parallel`), and the ranks may differ; but of one text only one
+rank computes at a time (Huang et al. 2018, arXiv:1811.06965). `forward` stays as it is: its weights
+are objects, where the stream arrives or leaves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from llama3_scratch.checkpoint.lazy import LazyWeights
+from llama3_scratch.config import Config
+from llama3_scratch.errors import require
+from llama3_scratch.processes import collective
+
+TABLE, NORM, OUTPUT = "tok_embeddings.weight", "norm.weight", "output.weight"
+
+
+@dataclass(frozen=True)
+class StageConfig(Config):
+    """The sizes of one rank's stage: `n_layers` are its own; it holds so many of the two tables."""
+
+    n_tables: int = 0
+
+    @property
+    def n_parameters(self):
+        """The number of values that the rank holds."""
+        return super().n_parameters - (2 - self.n_tables) * self.vocab_size * self.dim
+
+
+def shares(n_layers, spare):
+    """L, the bytes that each of p ranks has to spare -> the layers of each, in proportion."""
+    p = len(spare)
+    require(n_layers >= p, f"n_layers is {n_layers}: expected one or more for each of {p} ranks.")
+    ends = [0]
+    for i in range(1, p + 1):
+        end = round(n_layers * sum(spare[:i]) / max(1, sum(spare)))
+        ends.append(min(max(end, ends[-1] + 1), n_layers - (p - i)))
+    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def open_stage(stored, rank, layers):
+    """An opened checkpoint, a rank, the number of each rank's layers -> its part, as stored.
+
+    The first rank has the embeddings, the last one the output, all have the last norm.
+    """
+    start, whole = sum(layers[:rank]), stored.weights
+    tables = [TABLE] * (rank == 0) + [OUTPUT] * (rank == len(layers) - 1)
+    names = {name: name for name in (*tables, NORM)}
+    for name in whole:
+        _, i, inside = name.split(".", 2) if name.startswith("layers.") else ("", -1, "")
+        if 0 <= int(i) - start < layers[rank]:
+            names[f"layers.{int(i) - start}.{inside}"] = name
+    costly = [name for name in names if names[name] in getattr(whole, "costly", ())]
+    own = LazyWeights(names, lambda name: whole[names[name]], costly=costly)
+    sizes = {"n_layers": layers[rank], "n_tables": len(tables), "tied_output": False}
+    return stored._replace(weights=own, config=StageConfig(**{**vars(stored.config), **sizes}))
+
+
+class _Calls:
+    """What calls a function with ids, or with what it is multiplied by or added to."""
+
+    def __init__(self, function):
+        self.function, self.T = function, self
+
+    def __getitem__(self, tensor):
+        return self.function(tensor)
+
+    __rmatmul__ = __radd__ = __getitem__
+
+
+class Stage(Mapping):
+    """The plain weights of a stage -> the same, as `forward` computes with them among the ranks."""
+
+    def __init__(self, weights, config):
+        self.weights, self.config = weights, config
+        self.rank, self.last = dist.get_rank(), dist.get_world_size() - 1
+
+    def __iter__(self):
+        return iter(dict.fromkeys([TABLE, *self.weights, OUTPUT]))
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+    def __getitem__(self, name):
+        if name == TABLE and self.rank > 0:
+            return _Calls(self._receive)
+        if name == OUTPUT:
+            return _Calls(self._logits)
+        weight = self.weights[name]
+        sends = name == f"layers.{self.config.n_layers - 1}.feed_forward.w2.weight"
+        if not sends or self.rank == self.last:
+            return weight
+        return _Calls(lambda x: _Calls(lambda middle: self._send(middle + x @ weight.T)))
+
+    def _receive(self, tokens):
+        """Ids [..., T] -> the stream of the rank before, [..., T, D]."""
+        stream = self.weights[NORM].new_empty(*tokens.shape, self.config.dim)
+        collective(dist.recv, stream, self.rank - 1)
+        return stream
+
+    def _send(self, stream):
+        """The stream after this rank's last layer, [..., T, D] -> the same, sent to the next."""
+        collective(dist.send, stream.contiguous(), self.rank + 1)
+        return stream
+
+    def _logits(self, x):
+        """[..., D] -> the last rank's logits [..., V], on every rank."""
+        here = self.rank == self.last
+        logits = (
+            x @ self.weights[OUTPUT].T
+            if here
+            else x.new_empty(*x.shape[:-1], self.config.vocab_size)
+        )
+        collective(dist.broadcast, logits, self.last)
+        return logits
