@@ -180,7 +180,7 @@ def likeliest(logits, tokenizer):
 
 
 def shared_out(stored, by_layers, device):
-    """An opened checkpoint -> (this rank's part, a function that joins its weights to the others)."""
+    """An opened checkpoint -> (this rank's part, how its weights join those of the others)."""
     if not by_layers:
         return parallel.open_slice(stored, *processes.place()), parallel.Parallel
     layers = pipeline.shares(stored.config.n_layers, processes.gather(memory.spare(device)))

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from llama3_scratch.errors import InputError, first_line, require
 
 PATIENCE = timedelta(seconds=120)  # how long a rank waits for the others
-RENDEZVOUS = timedelta(seconds=60)  # how long the ranks of a command line look for each other
+RENDEZVOUS = timedelta(seconds=30)  # how long the ranks of a command line look for each other
 FOREVER = timedelta(days=365)  # how long the ranks of a chat wait for the next question
 LOOPBACK = "lo", "lo0"  # the network within one machine, on Linux and on macOS
 GRACE = 0.5  # seconds: an error is often the echo of another rank's end, which is seen later

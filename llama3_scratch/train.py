@@ -6,9 +6,11 @@ tokens, compares each prediction with the next token (cross-entropy), and update
 against the gradient.
 """
 
+import contextlib
 import math
 
 import torch
+import torch.distributed as dist
 from torch.nn import functional
 
 from llama3_scratch.checkpoint.random import random_weights
@@ -131,3 +133,32 @@ def train_step(weights, optimizers, ids, config, factor):
         optimizer.step()
         optimizer.zero_grad()
     return loss.item()
+
+
+@contextlib.contextmanager
+def data_parallel(weights, n_targets):
+    """While the block runs, gradients are those of the loss per target of all ranks together.
+
+    Called by every rank of a group with the same weights, its own rows and their number of targets
+    (those that are not `IGNORED`; a rank may have none), around one backward pass or `train_step`.
+    Each gradient is added up over the ranks as soon as it is complete, weighted by the number of
+    targets: a mean of the ranks' means would be another loss. Yields this rank's weight, with which
+    its loss counts in the sum that all ranks train.
+    """
+    total = torch.tensor(float(n_targets), device=weights["norm.weight"].device)
+    dist.all_reduce(total)
+    share = n_targets / float(total)
+
+    def average(weight):
+        if n_targets:
+            weight.grad.mul_(share)
+        else:
+            weight.grad.zero_()  # the mean of no targets is NaN
+        dist.all_reduce(weight.grad)
+
+    hooks = [w.register_post_accumulate_grad_hook(average) for w in weights.values()]
+    try:
+        yield share
+    finally:
+        for hook in hooks:
+            hook.remove()
