@@ -70,10 +70,13 @@ def slice_weights(weights, rank, ranks):
 
     Of files only the slice is read, when it is used.
     """
-    lazy = getattr(weights, "read_part", None)
-    read = lazy or (lambda name, *part: cut(weights[name], name, *part))
-    costly = getattr(weights, "costly", ())
-    return LazyWeights(weights, lambda name: read(name, rank, ranks), costly=costly)
+    if not getattr(weights, "read_part", None):
+        return LazyWeights(weights, lambda name: cut(weights[name], name, rank, ranks))
+
+    def read(name):
+        return weights.read_part(name, rank, ranks)
+
+    return LazyWeights(weights, read, weights.dtype, weights.device, weights.costly)
 
 
 def open_slice(source, rank, ranks):
@@ -83,6 +86,10 @@ def open_slice(source, rank, ranks):
     """
     stored = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     config = slice_config(stored.config, ranks)
+    require(
+        torch.is_tensor(stored.weights["layers.0.feed_forward.w2.weight"]),
+        "the matrices are in few bits, which are not sliced: run by layers, with --pipeline.",
+    )
     return stored._replace(weights=slice_weights(stored.weights, rank, ranks), config=config)
 
 
@@ -196,7 +203,7 @@ class Parallel(Mapping):
             return (Table if name == TABLES[0] else Joined)(weight)
         if name.endswith(SUMMED):
             return Summed(weight)
-        trained = weight.dim() == 1 and weight.requires_grad
+        trained = name.endswith("norm.weight") and weight.requires_grad
         return Norm(weight) if trained else weight
 
 

@@ -57,7 +57,9 @@ def run_on(p, function, *args):
     ):
         try:
             asked = {
-                pool.submit(_ask, _workers[rank], dumps((rank, p, f"{folder}/store", task))): rank
+                pool.submit(
+                    _ask, _workers[rank], dumps([rank, p, f"{folder}/store", sys.path, task])
+                ): rank
                 for rank in range(p)
             }
             for done in as_completed(asked):
@@ -101,7 +103,8 @@ def _serve():
         answers.flush()
 
 
-def _answer(rank, p, path, task):
+def _answer(rank, p, path, modules, task):
+    sys.path[:] = modules
     torch.set_num_threads(1)
     torch.manual_seed(0)
     store = dist.FileStore(path, p)
