@@ -34,9 +34,9 @@ def shares(n_layers, spare):
     """L, the bytes that each of p ranks has to spare -> the layers of each, in proportion."""
     p = len(spare)
     require(n_layers >= p, f"n_layers is {n_layers}: expected one or more for each of {p} ranks.")
-    ends = [0]
+    spare, ends = [max(1, each) for each in spare], [0]
     for i in range(1, p + 1):
-        end = round(n_layers * sum(spare[:i]) / max(1, sum(spare)))
+        end = round(n_layers * sum(spare[:i]) / sum(spare))
         ends.append(min(max(end, ends[-1] + 1), n_layers - (p - i)))
     return [end - start for start, end in zip(ends, ends[1:], strict=False)]
 

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
@@ -30,6 +31,7 @@ PATIENCE = timedelta(seconds=120)  # how long a rank waits for the others
 RENDEZVOUS = timedelta(seconds=30)  # how long the ranks of a command line look for each other
 FOREVER = timedelta(days=365)  # how long the ranks of a chat wait for the next question
 LOOPBACK = "lo", "lo0"  # the network within one machine, on Linux and on macOS
+LINGER = 3.0  # seconds that rank 0 stays until the others have seen its error
 GRACE = 0.5  # seconds: an error is often the echo of another rank's end, which is seen later
 _workers = []
 _group = {}  # of the command line: the store that its ranks share
@@ -280,14 +282,16 @@ def quiet():
     """Discard what ranks other than 0 print, while the block runs; yields the standard error."""
     stderr = sys.stderr
     with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
-        if not _is_rank_0():
+        if _listens():
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield stderr
 
 
-def _is_rank_0():
-    return not os.environ["RANK"].strip("0") or not os.environ["RANK"].isdigit()
+def _listens():
+    """Whether the variables name this process a rank other than 0, as far as they make sense."""
+    rank, p = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    return rank.isdigit() and p.isdigit() and 0 < int(rank) < int(p)
 
 
 @contextlib.contextmanager
@@ -298,21 +302,22 @@ def joined(device):
     """
     rank, p = number("RANK", 0), number("WORLD_SIZE", 1)
     require(rank < p, f"the environment variable RANK is {rank}: expected less than {p} ranks.")
-    backend = "gloo"
-    if device == "cuda" and torch.cuda.is_available():
-        device, backend = f"cuda:{number('LOCAL_RANK', 0, '0')}", "cpu:gloo,cuda:nccl"
-        n_devices = torch.cuda.device_count()
-        require(
-            torch.device(device).index < n_devices,
-            f"this machine has {n_devices} CUDA devices: expected one for each rank on it.",
-        )
-        torch.cuda.set_device(device)
+    cuda = device == "cuda" and torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS))
         dist.init_process_group(backend, store=store, rank=rank, world_size=p, timeout=FOREVER)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the {p} ranks do not find each other ({first_line(error)}).") from None
     _group["store"] = store
+    if cuda:
+        local, n_devices = number("LOCAL_RANK", 0, "0"), torch.cuda.device_count()
+        require(
+            local < n_devices,
+            f"this machine has {n_devices} CUDA devices: expected one for each rank on it.",
+        )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
     yield device
     collective(dist.barrier)  # nobody ends while another still needs it
     dist.destroy_process_group()
@@ -321,14 +326,21 @@ def joined(device):
 def first_to_fail():
     """Whether this rank is the first that fails, and has to say so."""
     try:
-        return _group["store"].add("failed", 1) == 1 if _group else _is_rank_0()
+        return _group["store"].add("failed", 1) == 1 if _group else not _listens()
     except RuntimeError:  # the store has ended with its rank
         return dist.get_rank() == 1
 
 
 def leave(code):
-    """End this process, without the farewells for which other ranks would be needed."""
+    """End this process because of an error, and so the others, which are waiting for it."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         sys.stdout.flush()
+    with contextlib.suppress(RuntimeError, ValueError, AssertionError):
         first_to_fail()  # no other rank needs to say that this one has ended
+        rank, p = place()
+        dist.destroy_process_group()  # what others are waiting for fails
+        left, deadline = _group["store"].add("left", 1), time.monotonic() + LINGER
+        while rank == 0 and left < p and time.monotonic() < deadline:  # it may have the store
+            time.sleep(0.05)
+            left = _group["store"].add("left", 0)
     os._exit(code)

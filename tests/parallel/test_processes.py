@@ -9,6 +9,7 @@ import sys
 import time
 import types
 
+import psutil
 import pytest
 import ranks
 import torch
@@ -20,6 +21,10 @@ from llama3_scratch.__main__ import main
 from llama3_scratch.processes import run_on
 
 SOON = 15  # seconds, of which most go into the start of the processes
+
+
+def thorough(*values):
+    return pytest.param(*values, marks=pytest.mark.thorough)
 
 
 def summed(x):
@@ -71,23 +76,20 @@ def is_killed():
 
 
 @pytest.mark.parametrize(("function", "args", "kind", "says"), [
-    (fails, (ValueError,), RuntimeError, "rank 1: ValueError: of this kind"),
     (fails, (InputError,), InputError, "rank 1: of this kind"),
-    (fails, (SystemExit,), RuntimeError, "rank 1: SystemExit: of this kind"),
     (is_killed, (), RuntimeError, "rank 1 has ended (SIGKILL)."),
-    (os._exit, (7,), RuntimeError, "rank 0 has ended (exit code 7)."),
+    thorough(fails, (ValueError,), RuntimeError, "rank 1: ValueError: of this kind"),
+    thorough(fails, (SystemExit,), RuntimeError, "rank 1: SystemExit: of this kind"),
+    thorough(os._exit, (7,), RuntimeError, "rank 0 has ended (exit code 7)."),
 ])  # fmt: skip
 def test_the_first_error_ends_all_ranks(function, args, kind, says):
-    pids = run_on(3, os.getpid)
+    pids = run_on(2, os.getpid)
     began = time.monotonic()
     with pytest.raises(kind) as error:
-        run_on(3, function, *args)
+        run_on(2, function, *args)
     assert str(error.value) == says and type(error.value) is kind
     assert time.monotonic() - began < SOON
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-    assert run_on(1, summed, torch.ones(1))[0][1] == 1  # the next call starts new ones
+    assert not any(map(alive, pids))
 
 
 def test_a_rank_that_was_killed_between_calls_is_replaced():
@@ -96,16 +98,22 @@ def test_a_rank_that_was_killed_between_calls_is_replaced():
     assert len(run_on(2, os.getpid)) == 2
 
 
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.thorough
 def test_workers_end_with_the_program():
     code = (
         "import os; from llama3_scratch.processes import run_on\n"
         "print(*run_on(2, os.getpid), flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    time.sleep(0.5)
-    for pid in map(int, done.stdout.split()):
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    pids = [int(pid) for pid in done.stdout.split()]
+    deadline = time.monotonic() + SOON
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(pids) == 2 and not any(map(alive, pids))
 
 
 # The command line
@@ -150,7 +158,7 @@ def refused(started, says, stdin=""):
 ARGUMENTS = ["--checkpoint", "tiny", "--dtype", "float32", "--exact", "--max-new", "8"]
 
 
-@pytest.mark.parametrize("extra", [[], ["--pipeline"]], ids=["slices", "pipeline"])
+@pytest.mark.parametrize("extra", [thorough([]), ["--pipeline"]], ids=["slices", "pipeline"])
 def test_the_ranks_print_what_one_process_prints(capsys, extra):
     sampled = [*ARGUMENTS, "Ben likes tea.", "--temperature", "1", "--seed", "3", "--json"]
     assert main(sampled) == 0
@@ -172,6 +180,7 @@ def test_torchrun_starts_the_program(capsys):
     assert done.stderr.count("per second") == 1 + done.stderr.count("; then")
 
 
+@pytest.mark.thorough
 def test_without_a_seed_the_ranks_agree_on_one():
     arguments = [*ARGUMENTS, "--temperature", "2", "--max-new", "30", "--json"]
     codes, shown, _ = ended(start(2, *arguments))
@@ -185,7 +194,7 @@ def test_a_conversation_goes_through_rank_0():
 
 
 def test_ranks_that_do_not_divide_the_heads_are_refused():
-    refused(start(4, *ARGUMENTS), "n_kv_heads is 2: expected a multiple of the 4 ranks")
+    refused(start(3, *ARGUMENTS), "n_kv_heads is 2: expected a multiple of the 3 ranks")
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -201,7 +210,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message():
     assert time.monotonic() - began < SOON
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [thorough(0), 1])
 def test_a_rank_that_is_killed_ends_the_others(killed):
     started = start(2, "chat", *ARGUMENTS)
     started[0].stdin.write("hello\n")
@@ -215,6 +224,7 @@ def test_a_rank_that_is_killed_ends_the_others(killed):
     assert time.monotonic() - began < SOON
 
 
+@pytest.mark.thorough
 def test_a_killed_rank_ends_torchrun():
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     code = "import os, signal\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -233,9 +243,9 @@ QUICKLY = (
 
 @pytest.mark.parametrize(("variables", "says"), [
     ({"WORLD_SIZE": 3}, "the 3 ranks do not find each other"),
-    ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two': expected 1 or more"),
-    ({"WORLD_SIZE": 1, "RANK": 1}, "RANK is 1: expected less than 1 ranks"),
-    ({"MASTER_PORT": "none"}, "the 1 ranks do not find each other"),
+    thorough({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two': expected 1 or more"),
+    thorough({"WORLD_SIZE": 1, "RANK": 1}, "RANK is 1: expected less than 1 ranks"),
+    thorough({"MASTER_PORT": "none"}, "the 1 ranks do not find each other"),
 ])  # fmt: skip
 def test_wrong_variables_are_refused(variables, says):
     errors = start(1, *ARGUMENTS, code=QUICKLY, **variables)
@@ -244,7 +254,7 @@ def test_wrong_variables_are_refused(variables, says):
 
 
 def test_other_commands_run_in_one_process():
-    refused(start(2, "verify", "tiny"), "verify is not for several ranks")
+    refused(start(1, "verify", "tiny"), "verify is not for several ranks")
 
 
 def test_pipeline_is_for_several_ranks(capsys):
