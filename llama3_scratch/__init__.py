@@ -2,8 +2,9 @@
 
 The core is `config`, `tokenizer`, `model`, `cache` and `generate`, in the order to read them; it
 imports nothing from the rest. Around it stand wings: `checkpoint` (files <-> weights), `formats`
-(numbers of few bits), `speed`, `train`, `tiny` (the toy world and its model), `exercises`, and
-`watch`, `plots` and `reference`, with which the notebooks look inside.
+(numbers of few bits), `speed`, `parallel` and `pipeline` (several devices, by `processes`),
+`train`, `tiny` (the toy world and its model), `exercises`, and `watch`, `plots` and `reference`,
+with which the notebooks look inside.
 
 How a prompt becomes a token: `__main__.run` opens the checkpoint, encodes the prompt, plans the
 memory for exactly this run and loads the weights by that plan. `generate` passes the ids to

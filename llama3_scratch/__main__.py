@@ -288,7 +288,7 @@ def run_chat(args):
     chat(
         *loaded(args, stored, CHAT_ROOM), form=form, system=args.system, max_new=args.max_new,
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, attend=attends(args),
-        read=processes.read if processes.size() > 1 else input,
+        read=processes.read if processes.size() > 1 else None,
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class Prefix:
 
 def chat(
     weights, config, tokenizer, *, form=None, system=None, max_new=512, temperature=0.6,
-    top_p=0.9, seed=None, attend=readable_attend, read=input,
+    top_p=0.9, seed=None, attend=readable_attend, read=None,
 ):  # fmt: skip
     """Answer each message on standard input, until its end; answers go to standard output.
 
@@ -68,7 +68,7 @@ def chat(
     it. A second Ctrl-C before the next question ends the program, as does the end of the input
     (Ctrl-D). Notices and the speed of each answer go to standard error. An answer has at most
     `max_new` tokens. The ids of the conversation are kept, and so are their keys and values: a turn
-    computes only what is new. read: a function that reads a line, as `input` does. Raises
+    computes only what is new. read: what reads a line, None for Python's `input`. Raises
     `InputError` for a bad argument before anything is read.
     """
     check_sampling(max_new, temperature, None, top_p, seed)
@@ -92,7 +92,7 @@ def chat(
     while True:
         message, answer = None, []
         try:
-            message = _message(read, "> " if terminal else "")
+            message = _message(read or input, "> " if terminal else "")
             if not message.strip():
                 continue
             interrupted = False

@@ -333,8 +333,9 @@ def first_to_fail():
 
 def leave(code):
     """End this process because of an error, and so the others, which are waiting for it."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        sys.stdout.flush()
+    if sys.stdout:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
     with contextlib.suppress(RuntimeError, ValueError, AssertionError):
         first_to_fail()  # no other rank needs to say that this one has ended
         rank, p = place()

@@ -4,14 +4,18 @@ A rank imports this module by its name; pytest and the helpers stay outside, so 
 """
 
 import contextlib
+import gc
 from unittest import mock
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from llama3_scratch import Cache, Config, forward, generate, model, parallel, pipeline, train
-from llama3_scratch.checkpoint.source import open_checkpoint
+from llama3_scratch import Cache, Config, forward, generate, load, model, parallel, pipeline, train
+from llama3_scratch.checkpoint import memory, meta
+from llama3_scratch.checkpoint.source import Checkpoint, open_checkpoint
+from llama3_scratch.speed import attend_fused
 from llama3_scratch.tokenizer import Tokenizer
 
 VOCABULARY = Tokenizer({bytes([byte]): byte for byte in range(256)}).vocab_size
@@ -110,6 +114,29 @@ def staged(folder, layers, tokens, prompt):
         cached = [forward(weights, span, config, cache) for span in tokens.split(len(tokens) - 1)]
     ids = list(generate(weights, prompt, config, 12, temperature=1.0, seed=7))
     return whole.clone(), torch.cat(cached).clone(), ids, config.n_parameters
+
+
+def measured(folder, config, n_tokens):
+    """-> by how many bytes this process grows when it computes, and what the plan says it needs."""
+    gc.collect()  # what an earlier call has mapped
+    process, tokens = psutil.Process(), torch.arange(n_tokens)
+    before = process.memory_info().rss
+    stored = Checkpoint(meta.read_weights(folder, config), config, None)
+    part = parallel.open_slice(stored, dist.get_rank(), dist.get_world_size())
+    weights, config, _ = load(part)
+    weights = parallel.Parallel(weights)
+    cache, peak = Cache(config, n_tokens, (), torch.bfloat16), 0
+
+    def attend(*args):
+        nonlocal peak
+        peak = max(peak, process.memory_info().rss)
+        return attend_fused(*args)
+
+    with torch.inference_mode():
+        forward(weights, tokens, config, cache, attend)
+    peak = max(peak, process.memory_info().rss)
+    plan = memory.plan(config, torch.bfloat16, "cpu", n_tokens, n_tokens)
+    return peak - before, plan.weights + plan.cache + plan.activations
 
 
 def metas(folder, tokens, dtype):
