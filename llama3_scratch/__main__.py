@@ -12,6 +12,8 @@ import textwrap
 import time
 from dataclasses import replace
 
+import torch
+
 from llama3_scratch import (
     PROMPT,
     InputError,
@@ -183,9 +185,11 @@ def shared_out(stored, by_layers, device):
     """An opened checkpoint -> (this rank's part, how its weights join those of the others)."""
     if not by_layers:
         return parallel.open_slice(stored, *processes.place()), parallel.Parallel
-    layers = pipeline.shares(stored.config.n_layers, processes.gather(memory.spare(device)))
+    cuda = torch.device(device).type == "cuda"
+    spare = memory.spare_on(device) if cuda else memory.spare_ram() // processes.on_this_machine()
+    layers = pipeline.shares(stored.config.n_layers, processes.gather(spare))
     stage = pipeline.open_stage(stored, processes.place()[0], layers)
-    return stage, lambda weights: pipeline.Stage(weights, stage.config)
+    return stage, lambda weights: pipeline.joined(weights, stage.config)
 
 
 def loaded(args, stored, tokens):

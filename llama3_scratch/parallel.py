@@ -71,7 +71,10 @@ def slice_weights(weights, rank, ranks):
     Of files only the slice is read, when it is used.
     """
     if not getattr(weights, "read_part", None):
-        return LazyWeights(weights, lambda name: cut(weights[name], name, rank, ranks))
+        packed = getattr(weights, "packed", None)
+        return LazyWeights(
+            weights, lambda name: cut(weights[name], name, rank, ranks), packed=packed
+        )
 
     def read(name):
         return weights.read_part(name, rank, ranks)

@@ -5,7 +5,7 @@ rank computes at a time (Huang et al. 2018, arXiv:1811.06965). `forward` stays a
 are objects, where the stream arrives or leaves.
 """
 
-from collections.abc import Mapping
+from collections import ChainMap
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -31,14 +31,13 @@ class StageConfig(Config):
 
 
 def shares(n_layers, spare):
-    """L, the bytes that each of p ranks has to spare -> the layers of each, in proportion."""
+    """L, the bytes that each of p ranks has to spare -> the layers of each, about in proportion."""
     p = len(spare)
     require(n_layers >= p, f"n_layers is {n_layers}: expected one or more for each of {p} ranks.")
-    spare, ends = [max(1, each) for each in spare], [0]
-    for i in range(1, p + 1):
-        end = round(n_layers * sum(spare[:i]) / sum(spare))
-        ends.append(min(max(end, ends[-1] + 1), n_layers - (p - i)))
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    layers = [1] * p
+    for _ in range(n_layers - p):  # each goes where it leaves the most to a layer
+        layers[max(range(p), key=lambda r: spare[r] / (layers[r] + 1))] += 1
+    return layers
 
 
 def open_stage(stored, rank, layers):
@@ -54,7 +53,8 @@ def open_stage(stored, rank, layers):
         if 0 <= int(i) - start < layers[rank]:
             names[f"layers.{int(i) - start}.{inside}"] = name
     costly = [name for name in names if names[name] in getattr(whole, "costly", ())]
-    own = LazyWeights(names, lambda name: whole[names[name]], costly=costly)
+    packed = (getattr(whole, "packed", None) or 0) * len(names) // len(whole) or None
+    own = LazyWeights(names, lambda name: whole[names[name]], costly=costly, packed=packed)
     sizes = {"n_layers": layers[rank], "n_tables": len(tables), "tied_output": False}
     return stored._replace(weights=own, config=StageConfig(**{**vars(stored.config), **sizes}))
 
@@ -71,48 +71,32 @@ class _Calls:
     __rmatmul__ = __radd__ = __getitem__
 
 
-class Stage(Mapping):
+def joined(weights, config):
     """The plain weights of a stage -> the same, as `forward` computes with them among the ranks."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    w2 = f"layers.{config.n_layers - 1}.feed_forward.w2.weight"
 
-    def __init__(self, weights, config):
-        self.weights, self.config = weights, config
-        self.rank, self.last = dist.get_rank(), dist.get_world_size() - 1
-
-    def __iter__(self):
-        return iter(dict.fromkeys([TABLE, *self.weights, OUTPUT]))
-
-    def __len__(self):
-        return sum(1 for _ in self)
-
-    def __getitem__(self, name):
-        if name == TABLE and self.rank > 0:
-            return _Calls(self._receive)
-        if name == OUTPUT:
-            return _Calls(self._logits)
-        weight = self.weights[name]
-        sends = name == f"layers.{self.config.n_layers - 1}.feed_forward.w2.weight"
-        if not sends or self.rank == self.last:
-            return weight
-        return _Calls(lambda x: _Calls(lambda middle: self._send(middle + x @ weight.T)))
-
-    def _receive(self, tokens):
+    def receive(tokens):
         """Ids [..., T] -> the stream of the rank before, [..., T, D]."""
-        stream = self.weights[NORM].new_empty(*tokens.shape, self.config.dim)
-        collective(dist.recv, stream, self.rank - 1)
+        stream = weights[NORM].new_empty(*tokens.shape, config.dim)
+        collective(dist.recv, stream, rank - 1)
         return stream
 
-    def _send(self, stream):
+    def send(stream):
         """The stream after this rank's last layer, [..., T, D] -> the same, sent to the next."""
-        collective(dist.send, stream.contiguous(), self.rank + 1)
+        collective(dist.send, stream.contiguous(), rank + 1)
         return stream
 
-    def _logits(self, x):
+    def logits(x):
         """[..., D] -> the last rank's logits [..., V], on every rank."""
-        here = self.rank == self.last
-        logits = (
-            x @ self.weights[OUTPUT].T
-            if here
-            else x.new_empty(*x.shape[:-1], self.config.vocab_size)
-        )
-        collective(dist.broadcast, logits, self.last)
-        return logits
+        empty = x.new_empty(*x.shape[:-1], config.vocab_size)
+        found = x @ weights[OUTPUT].T if rank == last else empty
+        collective(dist.broadcast, found, last)
+        return found
+
+    joints = {OUTPUT: _Calls(logits)}
+    if rank > 0:
+        joints[TABLE] = _Calls(receive)
+    if rank < last:
+        joints[w2] = _Calls(lambda x: _Calls(lambda middle: send(middle + x @ weights[w2].T)))
+    return ChainMap(joints, weights)

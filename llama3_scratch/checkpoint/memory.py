@@ -115,12 +115,6 @@ def usable(device=None):
     return device
 
 
-def spare(device):
-    """Return the bytes that this process may still take of the memory that a device computes in."""
-    cuda = torch.device(device).type == "cuda"
-    return spare_on(device) if cuda else spare_ram()
-
-
 def spare_on(device):
     """Return the bytes that this process may still take on a CUDA device, within its fraction."""
     free, total = torch.cuda.mem_get_info(device)

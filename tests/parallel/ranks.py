@@ -105,7 +105,7 @@ def staged(folder, layers, tokens, prompt):
     """-> the logits by layers, with a cache in two chunks, and 12 new ids of a sampled text."""
     part = pipeline.open_stage(open_checkpoint(folder), dist.get_rank(), layers)
     weights, config = (
-        pipeline.Stage(part.weights.to(torch.float32, "cpu"), part.config),
+        pipeline.joined(part.weights.to(torch.float32, "cpu"), part.config),
         part.config,
     )
     with torch.inference_mode():

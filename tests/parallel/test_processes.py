@@ -92,6 +92,7 @@ def test_the_first_error_ends_all_ranks(function, args, kind, says):
     assert not any(map(alive, pids))
 
 
+@pytest.mark.thorough
 def test_a_rank_that_was_killed_between_calls_is_replaced():
     os.kill(run_on(2, os.getpid)[1], signal.SIGKILL)
     time.sleep(0.2)
