@@ -9,8 +9,8 @@ from helpers import ROOT, close, make_tokens
 from llama3_scratch import Config, forward
 
 SMALL = Config(64, 2, 4, 2, 128256, 32, 1e-5, 500000.0, tied_output=True)  # llama.cpp's vocabulary
-NAMES = ("limit walkthrough readable attend_fused quick int8 int4 transformers "
-         "transformers_compiled").split()  # fmt: skip
+NAMES = ["limit", "walkthrough", "readable", "attend_fused", "quick", "int8", "int4",
+         "transformers", "transformers_compiled"]  # fmt: skip
 LLAMA_CPP = ["llama.cpp BF16", "llama.cpp Q8_0", "llama.cpp Q4_0"]
 
 
