@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--preset Llama-3.2-1B] [--layers L] [--prompts 17 128 512 4096]
         [--positions 32 1024 4096 16384] [--batches 1 2 4 ... 128] [--only WAY ...] [--repeats 7]
-        [--directory DIR] [--json FILE] [--add]
+        [--directory DIR] [--json FILE] [--add] [--show FILE]
 
 Random bfloat16 weights, the same for all. A "token" is one forward pass of one token after so many
 positions of random keys and values; a "prompt" is so many tokens with a new cache, in chunks as
@@ -19,8 +19,8 @@ not asked again. Beside: the most anonymous memory above what the weights take (
     transformers, transformers_compiled; llama.cpp BF16, Q8_0, Q4_0 (see peers.py)
 
 Printed are the table, ratios, and fits of the cost; --json writes them with the machine's name, as
-benchmarks/results/ holds them, --add into a file that is there. llama.cpp's files and its longest
-cache are kept in --directory.
+benchmarks/results/ holds them, --add into a file that is there; --show prints such a file.
+llama.cpp's files and its longest cache are kept in --directory.
 """
 
 import argparse
@@ -58,7 +58,7 @@ from llama3_scratch.quantize.packed import Int4, Int8
 from llama3_scratch.quantize.rounding import rtn
 from llama3_scratch.speed import attend_fused, quick
 
-LONGEST = {"walkthrough": 512, "readable": 4096}  # tokens or positions that a way is timed up to
+LONGEST = {"walkthrough": 128, "readable": 4096}  # tokens or positions that a way is timed up to
 BATCHED = "limit", "attend_fused", "quick", "int8", "int4", "transformers"
 
 
@@ -306,9 +306,11 @@ def fits(lines, layers):
 
 
 def table(heads, rows):
-    """Print rows of cells as a table."""
-    for row in (heads, ["---"] * len(heads), *rows):
-        print("| " + " | ".join(row) + " |")
+    """Print rows of cells as a table, without the rows and columns that are empty."""
+    rows = [row for row in rows if any(row[1:])]
+    columns = [0, *(k for k in range(1, len(heads)) if any(row[k] for row in rows))]
+    for row in (heads, ["---"] * len(heads), *rows) if rows else ():
+        print("| " + " | ".join(row[k] for k in columns) + " |")
     print()
 
 
@@ -380,7 +382,10 @@ def main(words=None):
     args.add_argument("--directory", help="where llama.cpp's files are, or are written and left")
     args.add_argument("--json", type=Path)
     args.add_argument("--add", action="store_true")
+    args.add_argument("--show", type=Path)
     args = args.parse_args(words)
+    if args.show:
+        return show(json.loads(args.show.read_text()))
     torch.manual_seed(0)
     config = PRESETS[args.preset]
     results = {"machine": machine(), "preset": args.preset, "layers": config.n_layers}
