@@ -178,7 +178,7 @@ all_reduce = Exercise(
          "only one part is complete on each rank. That is the first half, a reduce-scatter; the "
          "complete parts still have to go round."),
         (lambda *case: _ring(*case, put=lambda old, new: old + new),
-         "in the second half a part that arrives is complete. It replaces the old one: do not add."),
+         "in the second half a part that arrives is complete: it replaces the old one."),
         (lambda *case: _ring(*case) / case[2],
          "this is the mean over the ranks. An all-reduce gives the sum."),
         (lambda *case: _ring(*case, first=lambda p: p - 2 if p > 1 else 0),
