@@ -17,6 +17,7 @@ def attend_fused(query, keys, values, mask):
         x.reshape(-1, *x.shape[-3:])
         for x in (grouped.flatten(-3, -2), keys.transpose(-3, -2), values.transpose(-3, -2))
     )
-    group_mask = mask.type_as(query).repeat(grouped.shape[-3], 1)  # [G*T, S]
+    G, T, _ = grouped.shape[-3:]
+    group_mask = mask.type_as(query).expand(G, *mask.shape).reshape(G * T, -1)  # [G*T, S]
     outputs = functional.scaled_dot_product_attention(q, k, v, group_mask).view(grouped.shape)
     return outputs.movedim(-2, -4).flatten(-3, -2)

@@ -1,88 +1,161 @@
 /* Rows x [R, I] times a matrix [O, I] of short numbers: out[r][o] is the sum of x[r][i] w[o][i].
 
-   The matrix is read once, as it lies in memory, 8 words of 32 bits at a time. A word holds n
-   numbers (2 of bfloat16, 4 of 8 bits, 8 of 4 bits), the first in its low bits; shifts and masks
-   take the k-th number out of all 8 words together. x comes in that order: for each 8 words, the 8
-   inputs of their first numbers, then the 8 of their second numbers, and so on. So I is a multiple
-   of 8 n. Sums are in float32, several side by side. */
+   The matrix is read once, as it lies in memory, 32 bytes at a time: as 8 words of 32 bits that
+   hold 2 numbers of bfloat16 each, or as 16 shorts of 16 bits that hold n codes each (2 of 8 bits,
+   4 of 4 bits), the first in the low bits. Masks and shifts take one number out of all of them.
 
+   Codes are whole numbers, and a CPU multiplies those best: x is rounded to whole numbers of 16
+   bits, `steps`, times a power of two for each 32 inputs, `scale`. What bfloat16 holds is exact in
+   that form down to 1/128 of the largest of the 32. So sums of 32 are exact; the rest is float32. */
+
+#include <math.h>
 #include <stdint.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 typedef float floats __attribute__((vector_size(32), aligned(4)));
 typedef int32_t words __attribute__((vector_size(32), aligned(4)));
+typedef int16_t shorts __attribute__((vector_size(32), aligned(4)));
+typedef uint16_t unsigneds __attribute__((vector_size(32), aligned(4)));
 
 enum { AHEAD = 64 }; /* asks memory for what is needed 2 KB later */
+static const int32_t UPPER = -65536; /* the upper 16 of 32 bits */
 
 static inline floats as_floats(words v) { union { words w; floats f; } same = {v}; return same.f; }
+static inline int32_t as_bits(float v) { union { float f; int32_t b; } same = {v}; return same.b; }
+static inline float from_bits(int32_t v) { union { int32_t b; float f; } same = {v}; return same.f; }
 static inline floats to_floats(words v) { return __builtin_convertvector(v, floats); }
 
 static inline float sum(floats v) {
     return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
-/* bfloat16 is the upper half of a float32. */
-void bfloat16(const words *w, const floats *x, float *out, long R, long O, long I, int threads) {
+/* a0 b0 + a1 b1, a2 b2 + a3 b3, ... */
+static inline words pairs(unsigneds codes, shorts steps) {
+#ifdef __AVX2__
+    return (words)_mm256_madd_epi16((__m256i)codes, (__m256i)steps);
+#else
+    words a = (words)codes, b = (words)steps;
+    return (a & 0xffff) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+/* 8 bytes -> 8 words */
+static inline words widened(const uint8_t *v) {
+#ifdef __AVX2__
+    return (words)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)v));
+#else
+    return (words){v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
+#endif
+}
+
+/* bfloat16 is the upper half of a float32; x is bfloat16 too. */
+void bfloat16(const words *w, const words *x, float *out, long R, long O, long I, int threads) {
     #pragma omp parallel for num_threads(threads)
     for (long o = 0; o < O; o++)
         for (long r = 0; r < R; r++) {
-            const words *row = w + o * (I / 16);
-            const floats *in = x + r * (I / 8);
+            const words *row = w + o * (I / 16), *in = x + r * (I / 16);
             floats low = {0}, high = {0};
             for (long i = 0; i < I / 16; i++) {
                 __builtin_prefetch(row + i + AHEAD);
-                low += as_floats(row[i] << 16) * in[2 * i];
-                high += as_floats(row[i] & (int32_t)0xffff0000) * in[2 * i + 1];
+                low += as_floats(row[i] << 16) * as_floats(in[i] << 16);
+                high += as_floats(row[i] & UPPER) * as_floats(in[i] & UPPER);
             }
             out[r * O + o] = sum(low + high);
         }
 }
 
-/* Codes of 8 bits that stand for scale (code - zero), scale and zero of the row; x_sums: [R]. */
-void int8(const words *w, const float *scales, const uint8_t *zeros, const floats *x,
-          const float *x_sums, float *out, long R, long O, long I, int threads) {
+/* x -> steps, in the order of the codes; scales, 4 copies of one for 32 inputs; sums of groups.
+   Bits 23 to 30 of a float32 are its exponent; if it is 255, x is infinite or not a number. */
+static inline void whole_numbers(const float *x, int16_t *steps, float *scales, float *sums,
+                                 long R, long I, long group, long n) {
+    for (long g = 0; g < R * (I / group); g++) sums[g] = 0;
+    for (long start = 0; start < R * I; start += 32) {
+        int32_t most = 64 << 23, total = 0, rounded[32]; /* what is below 2^-63 may become 0 */
+        for (long i = 0; i < 32; i++) {
+            int32_t size = as_bits(x[start + i]) & 0x7fffffff;
+            most = size > most ? size : most;
+        }
+        int32_t exponent = most >> 23, finite = exponent < 255;
+        float inverse = from_bits((268 - exponent) << 23); /* below 2^15 steps */
+        for (long i = 0; i < 32; i++) {
+            float step = finite ? x[start + i] * inverse : 0;
+            rounded[i] = as_bits((step < 32767 ? step : 32767) + 0x1.8p23f) - as_bits(0x1.8p23f);
+            total += rounded[i];
+        }
+        int16_t *part = steps + start / (16 * n) * (16 * n) + start % (16 * n) / n;
+        for (long k = 0; k < n; k++)
+            for (long i = 0; i < 32 / n; i++) part[16 * k + i] = rounded[i * n + k];
+        float scale = finite ? from_bits((exponent - 14) << 23) : NAN;
+        for (long i = 0; i < 4; i++) scales[start / 8 + i] = scale;
+        sums[start / group] += total * scale;
+    }
+}
+
+/* Codes of 8 bits that stand for scale (code - zero), scale and zero of the row. */
+void int8(const unsigneds *w, const float *scales, const uint8_t *zeros, const float *x,
+          float *scratch, float *out, long R, long O, long I, int threads) {
+    float *in_scales = scratch, *sums = scratch + R * (I / 8);
+    shorts *steps = (shorts *)(sums + R);
+    whole_numbers(x, (int16_t *)steps, in_scales, sums, R, I, I, 2);
     #pragma omp parallel for num_threads(threads)
     for (long o = 0; o < O; o++)
         for (long r = 0; r < R; r++) {
-            const words *row = w + o * (I / 32);
-            const floats *in = x + r * (I / 8);
-            floats a = {0}, b = {0}, c = {0}, d = {0};
+            const unsigneds *row = w + o * (I / 32);
+            const shorts *in = steps + r * (I / 16);
+            const float *in_scale = in_scales + r * (I / 8);
+            floats all = {0};
             for (long i = 0; i < I / 32; i++) {
                 __builtin_prefetch(row + i + AHEAD);
-                words v = row[i] ^ (int32_t)0x80808080; /* code - 128, as a signed byte */
-                a += to_floats((v << 24) >> 24) * in[4 * i];
-                b += to_floats((v << 16) >> 24) * in[4 * i + 1];
-                c += to_floats((v << 8) >> 24) * in[4 * i + 2];
-                d += to_floats(v >> 24) * in[4 * i + 3];
+                words dots = pairs(row[i] & 0xff, in[2 * i]) + pairs(row[i] >> 8, in[2 * i + 1]);
+                all += to_floats(dots) * in_scale[4 * i];
             }
-            out[r * O + o] = scales[o] * (sum((a + b) + (c + d)) - (zeros[o] - 128) * x_sums[r]);
+            out[r * O + o] = scales[o] * (sum(all) - zeros[o] * sums[r]);
         }
 }
 
-/* Codes of 4 bits. A scale and a zero belong to 32 neighbours, or to 64 (level 1), 128 (level 2),
-   ...; x_sums: [R, I/8], of the 8 inputs that meet the numbers of one word.
-   A code is not shifted down but taken as 1, 16, 256, ... codes: x comes divided by that. */
-void int4(const words *w, const float *scales, const uint8_t *zeros, const floats *x,
-          const floats *x_sums, float *out, long R, long O, long I, int threads, int level) {
+/* 64 codes times 64 steps: 4 sums that belong to the first 32, then 4 of the others.
+   A code is not always shifted down: every second one is taken as 16 codes. */
+static inline floats dots(const unsigneds *codes, const shorts *in) {
+    __builtin_prefetch(codes + AHEAD);
+    unsigneds v = *codes, u = v >> 8;
+    words once = pairs(v & 0xf, in[0]) + pairs(u & 0xf, in[2]);
+    words times16 = pairs(v & 0xf0, in[1]) + pairs(u & 0xf0, in[3]);
+    return to_floats(once + (times16 >> 4));
+}
+
+/* Codes of 4 bits. A scale and a zero belong to a group of 32 << level neighbours. */
+void int4(const unsigneds *w, const float *scales, const uint8_t *zeros, const float *x,
+          float *scratch, float *out, long R, long O, long I, int threads, int level) {
+    const floats left = {1, 1, 1, 1, 0, 0, 0, 0}, right = {0, 0, 0, 0, 1, 1, 1, 1};
+    long n = I / 32 >> level;
+    floats *in_scales = (floats *)scratch;
+    float *sums = scratch + R * (I / 8);
+    shorts *steps = (shorts *)(sums + R * n);
+    whole_numbers(x, (int16_t *)steps, scratch, sums, R, I, I / n, 4);
     #pragma omp parallel for num_threads(threads)
     for (long o = 0; o < O; o++)
         for (long r = 0; r < R; r++) {
-            const words *row = w + o * (I / 64);
-            const float *scale = scales + o * (I / 32 >> level);
-            const uint8_t *zero = zeros + o * (I / 32 >> level);
-            const floats *in = x + r * (I / 8), *sums = x_sums + r * (I / 64);
-            floats all = {0};
-            for (long i = 0; i < I / 64; i++, in += 8) {
-                __builtin_prefetch(row + i + AHEAD);
-                words v = row[i];
-                floats a = to_floats(v & 0xf) * in[0] + to_floats(v & 0xf0) * in[1];
-                floats b = to_floats(v & 0xf00) * in[2] + to_floats(v & 0xf000) * in[3];
-                a += to_floats(v & 0xf0000) * in[4] + to_floats(v & 0xf00000) * in[5];
-                b += to_floats(v & 0xf000000) * in[6] + to_floats((v >> 28) & 0xf) * in[7];
-                long left = 2 * i >> level, right = 2 * i + 1 >> level;
-                float p = scale[left], q = scale[right], y = zero[left], z = zero[right];
-                floats shift = (floats){y, y, y, y, z, z, z, z} * sums[i];
-                all += (floats){p, p, p, p, q, q, q, q} * ((a + b) - shift);
+            const unsigneds *row = w + o * (I / 64);
+            const shorts *in = steps + r * (I / 16);
+            const floats *in_scale = in_scales + r * (I / 64);
+            const float *scale = scales + o * n, *in_sum = sums + r * n;
+            const uint8_t *zero = zeros + o * n;
+            floats all = {0}, shift = {0};
+            for (long i = 0; !level && i < I / 64; i++)
+                all += dots(row + i, in + 4 * i) * in_scale[i]
+                       * (scale[2 * i] * left + scale[2 * i + 1] * right);
+            for (long g = 0, i = 0; level && g < n; g++) {
+                floats group = {0};
+                for (; i < (g + 1) << (level - 1); i++)
+                    group += dots(row + i, in + 4 * i) * in_scale[i];
+                all += group * scale[g];
             }
-            out[r * O + o] = sum(all);
+            long g = 0;
+            for (; g < n / 8 * 8; g += 8)
+                shift += *(floats *)(scale + g) * to_floats(widened(zero + g)) * *(floats *)(in_sum + g);
+            for (; g < n; g++) shift[0] += scale[g] * zero[g] * in_sum[g];
+            out[r * O + o] = sum(all - shift);
         }
 }

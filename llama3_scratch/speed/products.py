@@ -28,7 +28,6 @@ from llama3_scratch.quantize.packed import Int4, Int8, Packed
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
 FEW = 8  # rows up to which products.c is used
 AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
-SIXTEENS = torch.tensor([*(16.0**k for k in range(7)), 1.0], device="cpu")[:, None]
 NARROW = torch.bfloat16, torch.float16
 
 
@@ -73,16 +72,16 @@ class _Quick:
 
     def __rmatmul__(self, x):
         """[..., I] -> [..., O]"""
-        n_out, n_in = self.weight.shape
-        rows = x.reshape(-1, n_in)
-        if rows.requires_grad and torch.is_grad_enabled():
+        n_rows = x.numel() // self.weight.shape[1]
+        if x.requires_grad and torch.is_grad_enabled():
             return x @ self.weight.T
-        if 0 < len(rows) <= FEW:
-            product = read_once(self.weight)
-            if product and (isinstance(self.weight, Packed) or "few" in faster()):
-                return product(rows).type_as(x).view(*x.shape[:-1], n_out)
+        if 0 < n_rows <= FEW:
+            packed = isinstance(self.weight, Packed)
+            product = read_once(self.weight) if packed or x.dtype == self.weight.dtype else None
+            if product and (packed or "few" in faster()):
+                return product(x).type_as(x)
         elif torch.is_tensor(self.weight) and x.dtype in NARROW and "many" in faster():
-            return in_float32(rows, self.weight).view(*x.shape[:-1], n_out)
+            return in_float32(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         return x @ self.weight.T
 
 
@@ -97,7 +96,7 @@ def in_float32(rows, weight):
 
 
 def read_once(weight):
-    """A matrix [O, I], or one that is packed -> a function [R, I] -> [R, O], float32, or None.
+    """A matrix [O, I], or one that is packed -> a function [..., I] -> [..., O], or None.
 
     It reads the matrix once for all rows, as it is stored. None if products.c cannot be compiled,
     or does not know the type, the sizes or the groups.
@@ -108,7 +107,7 @@ def read_once(weight):
     fits = weight.dtype == torch.bfloat16 and n_in % 16 == 0 and _readable(weight)
     if not fits or library() is None:
         return None
-    return lambda rows: _call(library().bfloat16, weight, [weight], 2, rows.float(), ())
+    return lambda x: _call(library().bfloat16, x, weight.shape, [weight])
 
 
 def _packed_read_once(weight):
@@ -118,24 +117,29 @@ def _packed_read_once(weight):
     fits = fits and (weight.scales.dtype, weight.zeros.dtype) == (torch.float32, torch.uint8)
     if not fits or library() is None:
         return None
+    function, more, size = None, [], weight.group or n_in
     if isinstance(weight, Int8) and n == 1 and n_in % 32 == 0:
-        return lambda rows: _call(library().int8, weight, stored, 4, rows.float(), (n_in,))
-    size = weight.group or n_in
+        function = library().int8
     level = size.bit_length() - 6  # 32 has 6 bits
     if isinstance(weight, Int4) and n_in % 64 == n_in % size == 0 and size == 32 << max(0, level):
-        return lambda rows: _call(library().int4, weight, stored, 8, rows.float(), (8,), level)
-    return None
+        function, more = library().int4, [level]
+    if function is None:
+        return None
+
+    def product(x):
+        room = x.numel() // n_in * (n_in // 2 + n_in // 8 + n)  # of x as int16, scales and sums
+        scratch = torch.empty(room, dtype=torch.float32, device="cpu")
+        return _call(function, x.float(), weight.shape, stored, [scratch], more)
+
+    return product
 
 
-def _call(function, weight, stored, n, rows, summed, *more):
-    """Call a function of products.c with rows [R, I] -> [R, O]; see there for n and the order."""
-    outputs = rows.new_empty(len(rows), weight.shape[0])
-    ordered = rows.view(len(rows), -1, 8, n).transpose(-1, -2).contiguous()
-    if n == 8:
-        ordered /= SIXTEENS
-    sums = [rows.view(len(rows), -1, size).sum(-1) for size in summed]
-    pointers = [tensor.data_ptr() for tensor in (*stored, ordered, *sums, outputs)]
-    function(*pointers, len(rows), *weight.shape, torch.get_num_threads(), *more)
+def _call(function, x, shape, stored, scratch=(), more=()):
+    """Call a function of products.c for x [..., I] -> [..., O], float32."""
+    x = x.contiguous()
+    outputs = torch.empty(*x.shape[:-1], shape[0], dtype=torch.float32, device="cpu")
+    pointers = [tensor.data_ptr() for tensor in (*stored, x, *scratch, outputs)]
+    function(*pointers, x.numel() // shape[1], *shape, torch.get_num_threads(), *more)
     return outputs
 
 
@@ -155,14 +159,14 @@ def library():
     source = Path(__file__).with_name("products.c")
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
         made = Path(folder) / "products.so"
-        fixed = ["-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(made)]
+        fixed = ["-O3", "-march=native", "-shared", "-fPIC", str(source), "-lm", "-o", str(made)]
         for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP
             if subprocess.run([*compiler, *threads, *fixed], capture_output=True).returncode == 0:
                 loaded = ctypes.CDLL(str(made))
                 pointer, size = ctypes.c_void_p, ctypes.c_long
                 loaded.bfloat16.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
                 loaded.int8.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int]
-                loaded.int4.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int] * 2
+                loaded.int4.argtypes = loaded.int8.argtypes + [ctypes.c_int]
                 return loaded
     return None
 

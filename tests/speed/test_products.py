@@ -61,7 +61,7 @@ PACKED = {
     "3 bits, 32": lambda W: Int4(rtn(W, 3, 32)),
     "awq": lambda W: Int4(awq(W, drawn(40, W.shape[1]), 4, 32)),
 }
-IN_C = set(PACKED) - {"int8, groups", "awq"}
+IN_C = set(PACKED) - {"int8, groups", "int4, 96", "awq"}
 
 
 @compiled
@@ -70,17 +70,49 @@ def test_a_packed_product_is_that_of_the_matrix_it_stands_for(kind):
     for shape in ((48, 128), (7, 4096), (31, 384)):
         W = PACKED[kind](drawn(*shape))
         size = W.group or shape[1]
-        fits = kind in IN_C and (
-            kind[:4] != "int4" or (size.bit_count() == 1 and shape[1] % size == 0)
-        )
+        whole = size.bit_count() == 1 and shape[1] % size == 0
+        fits = kind in IN_C and (kind[:4] != "int4" or whole)
         assert (products.read_once(W) is not None) == fits
         x = drawn(3, shape[1], seed=1)
         exact = x.double() @ W.dequantize().double().T
-        close((x @ quick({"w": W})["w"].T).double(), exact, 5e-6)
-        close((x[0] @ quick({"w": W})["w"].T).double(), exact[0], 5e-6)
+        close((x @ quick({"w": W})["w"].T).double(), exact, 2**-13)
+        close((x[0] @ quick({"w": W})["w"].T).double(), exact[0], 2**-13)
         x[:, 33] = 0  # the control
         with pytest.raises(AssertionError):
-            close((x @ quick({"w": W})["w"].T).double(), exact, 5e-6)
+            close((x @ quick({"w": W})["w"].T).double(), exact, 2**-13)
+
+
+@compiled
+@pytest.mark.parametrize("kind", sorted(IN_C))
+def test_inputs_in_bfloat16_are_whole_numbers_of_16_bits(kind):
+    """They lose nothing, from large blocks of 32 to small ones: only sums in float32 are left."""
+    W = PACKED[kind](drawn(48, 256))
+    product = products.read_once(W)
+    x = drawn(2, 256, seed=1).abs().clamp(min=0.03).bfloat16()  # above 1/128 of the largest
+    x[1, 32:64] *= 2.0**-20
+    for scale in (1, 2.0**100, 2.0**-40):
+        exact = (x * scale).double() @ W.dequantize().double().T
+        close(product(x * scale).double(), exact, 4e-6)
+        changed = x.clone()
+        changed[:, 100] *= 1 + 2**-7  # the control: one step of one input
+        with pytest.raises(AssertionError):
+            close(product(changed * scale).double(), exact, 4e-6)
+    assert (product(x * 2.0**-100).double().abs() < 2.0**-75).all()
+    assert torch.equal(product(torch.zeros(1, 256)), torch.zeros(1, 48))
+
+
+@compiled
+@pytest.mark.parametrize("kind", sorted(IN_C))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_so(kind, value):
+    """A product that hides a NaN would let a model talk on."""
+    product = products.read_once(PACKED[kind](drawn(48, 256)))
+    x = drawn(3, 256, seed=1)
+    before = product(x)
+    x[1, 200] = value
+    after = product(x)
+    assert not after[1].isfinite().any()
+    assert torch.equal(after[::2], before[::2])
 
 
 @compiled
