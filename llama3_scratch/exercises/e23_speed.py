@@ -4,16 +4,17 @@ import heapq
 
 import torch
 
+from llama3_scratch.config import PRESETS
 from llama3_scratch.exercises.frame import Exercise, desk, drawn, of_each
 
 # --- The limit ------------------------------------------------------------------------------------
 
-TINY = {"V": 2048, "L": 6, "D": 192, "N": 8, "K": 2, "H": 24, "F": 672}
-ONE_B = {"V": 128256, "L": 16, "D": 2048, "N": 32, "K": 8, "H": 64, "F": 8192}
-BIG = {"V": 128256, "L": 32, "D": 4096, "N": 32, "K": 8, "H": 128, "F": 14336}
+TINY = {"V": 2048, "L": 6, "D": 192, "F": 672, "N": 8, "K": 2, "G": 4, "H": 24, "P": 12}
+ONE_B, BIG = PRESETS["Llama-3.2-1B"].sizes, PRESETS["Llama-3-8B"].sizes
 
 
-def _matrices(V, L, D, N, K, H, F, tables=1):
+def _matrices(sizes, tables=1):
+    V, L, D, F, N, K, H = (sizes[letter] for letter in "VLDFNKH")
     return L * (2 * N * H * D + 2 * K * H * D + 3 * D * F) + tables * V * D
 
 
@@ -22,7 +23,7 @@ def _limit(
     both=2, cache_bits=16, L=None, per_byte=8, two=2, scores=True, rows=True, together=max,
 ):  # fmt: skip
     """The right answer; every keyword is a mistake that can be made."""
-    n = _matrices(**sizes, tables=tables)
+    n = _matrices(sizes, tables)
     cached = both * (L or sizes["L"]) * sizes[heads] * sizes["H"] * S * (B if texts else 1)
     read = n * bits * (B if read_by_each else 1) + cached * (cache_bits or bits)
     flops = two * n + (4 * sizes["L"] * S * sizes["N"] * sizes["H"] if scores else 0)
@@ -39,7 +40,7 @@ limit = Exercise(
     "one token. The cache has 16 bits a number.",
     right=_limit,
     cases=lambda: [
-        ({"V": 10, "L": 2, "D": 4, "N": 2, "K": 1, "H": 2, "F": 6}, 3, 1, 16, 1000, 10**9),
+        ({"V": 10, "L": 2, "D": 4, "F": 6, "N": 2, "K": 1, "H": 2}, 3, 1, 16, 1000, 10**9),
         (ONE_B, 32, 1, 16, 30e9, 150e9),
         (ONE_B, 4096, 1, 4, 30e9, 150e9),
         (ONE_B, 16384, 8, 8, 30e9, 150e9),
