@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 TARGETS := help lab workbook run test test-thorough test-real notebooks playground images site book \
-    dist serve tiny tiny-quick tiny-history tiny-int4 lint format clean
+    dist serve tiny tiny-quick tiny-history tiny-int4 bench lint format clean
 
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)

@@ -306,6 +306,8 @@ TARGETS = {  # name: (the step that it needs, what `help` says, a function or ar
                      ["-m llama3_scratch.tiny.history --out build/tiny-history"]),
     "tiny-int4": ("package", "quantize the tiny model to 4 bits, as it ships (seconds)",
                   ["-m llama3_scratch.tiny.int4 --out build/tiny-int4"]),
+    "bench": ("test", "tokens a second of this package and its peers, for notebook 23 (an hour)",
+              ["benchmarks/speed.py --json benchmarks/results/own.json"]),
     "lint": ("test", "check style, of the notebooks too",
              ["-m ruff check .", "-m ruff format --check ."]),
     "format": ("test", "put all code into the project's form",
