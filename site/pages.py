@@ -315,7 +315,8 @@ def ledger():
         "# Parity ledger\n\n"
         f"Each notebook ends with its tensors beside those of Meta's own code, run on the same "
         "weights and watched; in Part IV with its numbers beside those of PyTorch's own types, or "
-        f"beside exact identities. Here are all {stages} comparisons, as they are stored in the "
+        "beside exact identities; in Part V each step beside the one before it, and the parts of a "
+        f"model beside the whole. Here are all {stages} comparisons, as they are stored in the "
         "notebooks, where running them again must give the same. The difference is 0 only where "
         "every bit is equal; *rounding* stands for at most 1e-5 of the largest value."
     )
