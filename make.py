@@ -273,6 +273,7 @@ def clean():
 
 PRETRAIN = "-m llama3_scratch.tiny.pretrain --resume --out build"
 SKILLS = "-m llama3_scratch.tiny.skills --checkpoint build"
+SPEED = "benchmarks/speed.py --json benchmarks/results/own.json"
 LAB = "-m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/"
 TARGETS = {  # name: (the step that it needs, what `help` says, a function or arguments of Python)
     "help": (None, "this list", show_help),
@@ -307,7 +308,8 @@ TARGETS = {  # name: (the step that it needs, what `help` says, a function or ar
     "tiny-int4": ("package", "quantize the tiny model to 4 bits, as it ships (seconds)",
                   ["-m llama3_scratch.tiny.int4 --out build/tiny-int4"]),
     "bench": ("test", "tokens a second of this package and its peers, for notebook 23 (an hour)",
-              ["benchmarks/speed.py --json benchmarks/results/own.json"]),
+              [f"{SPEED} --directory build/speed",
+               f"{SPEED} --add --layers 2 --prompts 128 512 1024 2048 4096 --positions --batches"]),
     "lint": ("test", "check style, of the notebooks too",
              ["-m ruff check .", "-m ruff format --check ."]),
     "format": ("test", "put all code into the project's form",

@@ -1,6 +1,6 @@
 """The steps of notebook 23 at 1B shapes: prompts and tokens, this package beside its peers.
 
-    python benchmarks/speed.py [--preset Llama-3.2-1B] [--layers L] [--prompts 17 128 512 4096]
+    python benchmarks/speed.py [--preset Llama-3.2-1B] [--layers L] [--prompts 17 128 512]
         [--positions 32 1024 4096 16384] [--batches 1 2 4 ... 128] [--only WAY ...] [--repeats 7]
         [--directory DIR] [--json FILE] [--add] [--show FILE]
 
@@ -58,7 +58,14 @@ from llama3_scratch.quantize.packed import Int4, Int8
 from llama3_scratch.quantize.rounding import rtn
 from llama3_scratch.speed import attend_fused, quick
 
-LONGEST = {"walkthrough": 128, "readable": 4096}  # tokens or positions that a way is timed up to
+LONGEST = {  # tokens or positions that a slow way is timed up to
+    ("prompt", "walkthrough"): 128, ("token", "walkthrough"): 32,
+    ("prompt", "readable"): 512, ("token", "readable"): 4096,
+}  # fmt: skip
+WAYS = (
+    "limit", "walkthrough", "readable", "attend_fused", "quick", "int8", "int4", "transformers",
+    "transformers_compiled", "llama.cpp BF16", "llama.cpp Q8_0", "llama.cpp Q4_0",
+)  # fmt: skip
 BATCHED = "limit", "attend_fused", "quick", "int8", "int4", "transformers"
 
 
@@ -182,8 +189,7 @@ def ways(config, names, folder, longest):
         makers[f"llama.cpp {kind}"] = functools.partial(
             LlamaCpp, weights, config, kind, folder, longest
         )
-    names = names or list(makers)
-    return {name: make() for name, make in makers.items() if name in names}
+    return {name: makers[name]() for name in WAYS if name in names}
 
 
 # What is measured
@@ -255,7 +261,8 @@ def measured(found, config, args):
     plan += [("token", S, 1, list(found)) for S in args.positions]
     plan += [("batch", 32, batch, BATCHED) for batch in args.batches]
     for what, n, batch, names in plan:
-        ones = {name: found[name] for name in names if name in found and n <= LONGEST.get(name, n)}
+        names = [name for name in names if n <= LONGEST.get((what, name), n)]
+        ones = {name: found[name] for name in names if name in found}
         tokens, jobs = torch.randint(config.vocab_size, (n,)), {}
         filled.cache_clear()
         for name, way in ones.items():
@@ -290,18 +297,28 @@ def fit(points, powers):
     return (*ab[:, 0].tolist(), float((parts @ ab - 1).abs().max()))
 
 
-def fits(lines, layers):
-    """-> {"token": {way: [a, b, error]} for a + b S, "prompt": ... for a T + b T^2}, in seconds."""
+FORMS = {"token": ("a + b S", 0, 1), "prompt": ("a T + b T^2", 1, 2)}
+
+
+def fits(lines):
+    """-> {"token" or "prompt": {"form", "layers", "ways": {way: [a, b, largest error]}}}, seconds.
+
+    Of lines of several numbers of layers, those that go furthest.
+    """
     found = {}
-    for what, powers in (("token", (0, 1)), ("prompt", (1, 2))):
-        of = [x for x in lines if x["what"] == what and x["layers"] == layers]
-        points = {}
+    for what, (form, *powers) in FORMS.items():
+        of = [line for line in lines if line["what"] == what]
+        if not of:
+            continue
+        layers, points = max(of, key=lambda line: line["n"])["layers"], {}
         for line in of:
-            for name, rate in line["rates"].items():
+            for name, rate in line["rates"].items() if line["layers"] == layers else ():
                 work = line["n"] if what == "prompt" else 1
                 points.setdefault(name, {})[line["n"]] = work / rate
-        found[what] = {name: [float(f"{x:.3g}") for x in fit(its, powers)]
-                       for name, its in points.items() if len(its) > 2}  # fmt: skip
+        found[what] = {"form": form, "layers": layers, "ways": {
+            name: [float(f"{x:.3g}") for x in fit(its, powers)]
+            for name, its in points.items() if len(its) > 2
+        }}  # fmt: skip
     return found
 
 
@@ -332,29 +349,32 @@ def show(results):
     """Print the tables of a file of results."""
     lines, layers = results["measured"], results["layers"]
     print(*(f"{key} {value}" for key, value in results["machine"].items()), sep=", ")
-    print(f"{results['preset']}, {layers} layers: tokens a second\n")
-    names = list(dict.fromkeys(name for line in lines for name in line["rates"]))
-    table(["", *names], (
-        [named(line, layers), *(f"{line['rates'][n]:.4g}" if n in line["rates"] else ""
-                                for n in names)] for line in lines
-    ))  # fmt: skip
-    heads = [f"{ours} / {min(others, key=len)}" for ours, others in RATIOS]
-    rows = []
-    for line in lines:
-        cells, rates = [], line["rates"]
-        for ours, others in RATIOS:
-            best = max((rates[n] for n in others if n in rates), default=None)
-            cells.append(f"{rates[ours] / best:.2f}" if best and ours in rates else "")
-        rows.append([named(line, layers), *cells])
-    table(["", *heads], rows)
-    table(["MiB", *names], (
-        [named(line, layers), *(f"{line['memory'][n] / 2**20:.0f}" if n in line["memory"] else ""
-                                for n in names)] for line in lines
-    ))  # fmt: skip
-    for what, form in (("token", "a + b S"), ("prompt", "a T + b T^2")):
-        rows = ([name, f"{a:.3g}", f"{b:.3g}", f"{off:.0%}"]
-                for name, (a, b, off) in results["fits"][what].items())  # fmt: skip
-        table([f"seconds of a {what}, {form}", "a", "b", "largest error"], rows)
+    print(f"{results['preset']}, {layers} layers\n")
+    for what in FORMS | {"batch": ()}:
+        some = [line for line in lines if line["what"] == what]
+        heads = [named(line, layers) for line in some]
+        table(["tokens a second", *heads], (
+            [n, *(f"{x['rates'][n]:.3g}" if n in x["rates"] else "" for x in some)] for n in WAYS
+        ))  # fmt: skip
+        table(["ratios", *heads], (
+            [f"{ours} / {min(others, key=len)}", *(ratio(x["rates"], ours, others) for x in some)]
+            for ours, others in RATIOS
+        ))  # fmt: skip
+        table(["MiB", *heads], (
+            [n, *(f"{x['memory'][n] / 2**20:.0f}" if n in x["memory"] else "" for x in some)]
+            for n in WAYS
+        ))  # fmt: skip
+    for what, its in results["fits"].items():
+        head = f"seconds of a {what}, {its['layers']} layers: {its['form']}"
+        table([head, "a", "b", "largest error"], (
+            [name, f"{a:.3g}", f"{b:.3g}", f"{off:.0%}"]
+            for name, (a, b, off) in its["ways"].items()
+        ))  # fmt: skip
+
+
+def ratio(rates, ours, others):
+    best = max((rates[name] for name in others if name in rates), default=None)
+    return f"{rates[ours] / best:.2f}" if best and ours in rates else ""
 
 
 def joined(old, new):
@@ -373,10 +393,10 @@ def main(words=None):
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("--preset", default="Llama-3.2-1B", choices=PRESETS)
     args.add_argument("--layers", type=int)
-    args.add_argument("--prompts", type=int, nargs="*", default=[17, 128, 512, 4096])
+    args.add_argument("--prompts", type=int, nargs="*", default=[17, 128, 512])
     args.add_argument("--positions", type=int, nargs="*", default=[32, 1024, 4096, 16384])
     args.add_argument("--batches", type=int, nargs="*", default=[2**k for k in range(8)])
-    args.add_argument("--only", nargs="+", help="these ways")
+    args.add_argument("--only", nargs="+", default=WAYS, choices=WAYS, metavar="WAY")
     args.add_argument("--repeats", type=int, default=7)
     args.add_argument("--seconds", type=float, default=20)
     args.add_argument("--directory", help="where llama.cpp's files are, or are written and left")
@@ -401,7 +421,7 @@ def main(words=None):
             new.append(line)
             print(named(line, results["layers"]), line["rates"], flush=True)
             lines = joined(old, new)
-            results |= {"measured": lines, "fits": fits(lines, results["layers"])}
+            results |= {"measured": lines, "fits": fits(lines)}
             if args.json:
                 args.json.parent.mkdir(parents=True, exist_ok=True)
                 args.json.write_text(json.dumps(results, indent=1) + "\n")
