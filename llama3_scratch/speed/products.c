@@ -154,7 +154,8 @@ void int4(const unsigneds *w, const float *scales, const uint8_t *zeros, const f
             }
             long g = 0;
             for (; g < n / 8 * 8; g += 8)
-                shift += *(floats *)(scale + g) * to_floats(widened(zero + g)) * *(floats *)(in_sum + g);
+                shift += *(floats *)(scale + g) * to_floats(widened(zero + g))
+                         * *(floats *)(in_sum + g);
             for (; g < n; g++) shift[0] += scale[g] * zero[g] * in_sum[g];
             out[r * O + o] = sum(all - shift);
         }

@@ -4,7 +4,8 @@ For one row the time goes into reading the matrix, for many into arithmetic. PyT
 well in bfloat16 on a CPU that has no instructions for it, so `quick` takes, where it is faster:
 for a few rows the functions of products.c, compiled for this machine on the first use (a fraction
 of a second); for many rows float32, a part of the matrix at a time. Which is faster is measured
-once in a process. All ways differ by the order of their sums only.
+once in a process. For plain matrices the ways differ by the order of their sums only; for packed
+ones products.c rounds the inputs to 16 bits, with a scale for each 32 of them.
 """
 
 import contextlib
@@ -34,8 +35,9 @@ NARROW = torch.bfloat16, torch.float16
 def quick(weights):
     """{name: tensor or packed matrix} -> the same, each matrix as `linear` multiplies by it fast.
 
-    For inference, on the CPU; on other devices nothing changes. No weight is copied. The logits
-    agree with the core's up to the rounding of the weights' type.
+    For inference, on the CPU; on other devices nothing changes. No weight is copied. A product
+    agrees with the core's up to the rounding of bfloat16 or float16, or, of a packed matrix in
+    float32, up to 2^-13 of its largest number.
     """
     return _QuickWeights(weights)
 
@@ -159,7 +161,7 @@ def library():
     source = Path(__file__).with_name("products.c")
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
         made = Path(folder) / "products.so"
-        fixed = ["-O3", "-march=native", "-shared", "-fPIC", str(source), "-lm", "-o", str(made)]
+        fixed = ["-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(made)]
         for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP
             if subprocess.run([*compiler, *threads, *fixed], capture_output=True).returncode == 0:
                 loaded = ctypes.CDLL(str(made))

@@ -6,7 +6,16 @@ import math
 import pytest
 import ranks
 import torch
-from helpers import BYTES, SCALED_DOWN, close, make_tokens, make_weights, write, write_shards
+from helpers import (
+    BYTES,
+    SCALED_DOWN,
+    close,
+    make_tokens,
+    make_weights,
+    metas_weights,
+    write,
+    write_shards,
+)
 from torch.nn import functional
 
 from llama3_scratch import PRESETS, InputError, forward, generate, load, save, weight_shapes
@@ -133,9 +142,7 @@ def gradients_agree(found, expected):
 
 
 def saved(folder, config):
-    weights = make_weights(config)
-    if config.tied_output:
-        weights["output.weight"] = weights["tok_embeddings.weight"]
+    weights = metas_weights(config)
     save(folder, weights, config, BYTES)
     return weights
 
@@ -193,9 +200,7 @@ def test_a_rank_reads_its_own_files_where_they_are_mapped(folders, monkeypatch, 
 def test_hugging_faces_files_give_the_same_slices(tmp_path, name):
     """Whole heads are put into Meta's order; only the slice is, and it is cached alone."""
     config = dataclasses.replace(SCALED_DOWN[name], multiple_of=8)
-    weights = make_weights(config)
-    if config.tied_output:
-        weights["output.weight"] = weights["tok_embeddings.weight"]
+    weights = metas_weights(config)
     write(tmp_path / "model", config, weights)
     for rank in range(2):
         part, expected = open_slice(tmp_path / "model", rank, 2), slice_weights(weights, rank, 2)

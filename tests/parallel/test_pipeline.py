@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import ranks
 import torch
-from helpers import BYTES, make_tokens, make_weights, write
+from helpers import BYTES, make_tokens, make_weights, metas_weights, write
 
 from llama3_scratch import Cache, InputError, forward, generate, save
 from llama3_scratch.checkpoint.source import open_checkpoint
@@ -19,9 +19,7 @@ PROMPT = TOKENS[:6].tolist()
 
 
 def saved(folder, config):
-    weights = make_weights(config)
-    if config.tied_output:
-        weights["output.weight"] = weights["tok_embeddings.weight"]
+    weights = metas_weights(config)
     save(folder, weights, config, BYTES)
     return weights
 
