@@ -43,6 +43,8 @@ class LazyWeights(Mapping):
             if name in self.costly and name in self.used:
                 self.cached[name] = tensor
             self.used.add(name)
+        if self.dtype is None and self.device is None:
+            return tensor
         return tensor.to(self.device or tensor.device, self.dtype or tensor.dtype)
 
     def __contains__(self, name):

@@ -19,15 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from llama3_scratch.checkpoint.lazy import LazyWeights
 from llama3_scratch.quantize.packed import Int4, Int8, Packed
 
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
-FEW = 8  # rows up to which products.c is used
+FEW = 32  # rows up to which products.c is used
 AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
 NARROW = torch.bfloat16, torch.float16
 
@@ -39,25 +39,16 @@ def quick(weights):
     agrees with the core's up to the rounding of bfloat16 or float16, or, of a packed matrix in
     float32, up to 2^-13 of its largest number.
     """
-    return _QuickWeights(weights)
+    if isinstance(weights, dict):
+        return {name: _quick(name, weight) for name, weight in weights.items()}
+    return LazyWeights(weights, lambda name: _quick(name, weights[name]))
 
 
-class _QuickWeights(Mapping):
-    def __init__(self, weights):
-        self.weights = weights
-
-    def __iter__(self):
-        return iter(self.weights)
-
-    def __len__(self):
-        return len(self.weights)
-
-    def __getitem__(self, name):
-        weight = self.weights[name]
-        if name == "tok_embeddings.weight" or len(weight.shape) != 2:
-            return weight
-        large = weight.shape[0] * weight.shape[1] >= SMALL
-        return _Quick(weight) if large and weight.device.type == "cpu" else weight
+def _quick(name, weight):
+    if name == "tok_embeddings.weight" or len(weight.shape) != 2:
+        return weight
+    large = weight.shape[0] * weight.shape[1] >= SMALL
+    return _Quick(weight) if large and weight.device.type == "cpu" else weight
 
 
 class _Quick:
@@ -65,6 +56,11 @@ class _Quick:
 
     def __init__(self, weight):
         self.weight, self.T = weight, self
+        self.packed = isinstance(weight, Packed)
+
+    @functools.cached_property
+    def product(self):
+        return read_once(self.weight)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -78,10 +74,11 @@ class _Quick:
         if x.requires_grad and torch.is_grad_enabled():
             return x @ self.weight.T
         if 0 < n_rows <= FEW:
-            packed = isinstance(self.weight, Packed)
-            product = read_once(self.weight) if packed or x.dtype == self.weight.dtype else None
-            if product and (packed or "few" in faster()):
-                return product(x).type_as(x)
+            usable = self.packed or (
+                x.dtype == self.weight.dtype and ("one" if n_rows == 1 else "few") in faster()
+            )
+            if usable and self.product:
+                return self.product(x).type_as(x)
         elif torch.is_tensor(self.weight) and x.dtype in NARROW and "many" in faster():
             return in_float32(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         return x @ self.weight.T
@@ -175,12 +172,12 @@ def library():
 
 @functools.cache
 def faster():
-    """Measure, once, which ways are faster than PyTorch's product in bfloat16: "few", "many"."""
+    """Measure, once, which ways are faster than PyTorch's product: for "one" row, "few", "many"."""
     weight = torch.zeros(2048, 2048, dtype=torch.bfloat16, device="cpu")
-    rows = torch.ones(32, 2048, dtype=torch.bfloat16, device="cpu")
+    rows = torch.ones(FEW, 2048, dtype=torch.bfloat16, device="cpu")
     ways = {"many": (rows, lambda x: in_float32(x, weight))}
     if product := read_once(weight):
-        ways["few"] = rows[:1], product
+        ways |= {"one": (rows[:1], product), "few": (rows, product)}
     found = set()
     for name, (x, way) in ways.items():
         ours, torchs = seconds(lambda: way(x), lambda: x @ weight.T)  # noqa: B023
