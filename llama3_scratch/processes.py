@@ -6,10 +6,6 @@ them for the next call; for the command line, torchrun starts them and `joined` 
 
 import atexit
 import contextlib
-import dis
-import importlib
-import io
-import marshal
 import os
 import pickle
 import signal
@@ -18,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 
@@ -45,11 +40,13 @@ def run_on(p, function, *args):
 
     Each process is a rank of a gloo group on the CPU (`dist.get_rank()` tells which), computes with
     one thread and begins with `torch.manual_seed(0)`. The processes are kept for the next call. A
-    function of a notebook is sent with all that it names: constants, tensors, other functions,
-    modules; not with classes of the notebook. What it prints is discarded. The first error on any
-    rank ends all of them, and is raised here: `InputError` if it is one, else RuntimeError.
+    function of a notebook is sent with all that it names. What it prints is discarded. The first
+    error on any rank ends all of them, and is raised here: `InputError` if it is one, else
+    RuntimeError.
     """
-    task = dumps((function, args))
+    import cloudpickle  # of the extra "notebooks"
+
+    task = cloudpickle.dumps((function, args))
     if any(worker.poll() is not None for worker in _workers):
         _end()
     _workers.extend(_start() for _ in range(p - len(_workers)))
@@ -60,7 +57,7 @@ def run_on(p, function, *args):
         try:
             asked = {
                 pool.submit(
-                    _ask, _workers[rank], dumps([rank, p, f"{folder}/store", sys.path, task])
+                    _ask, _workers[rank], pickle.dumps([rank, p, f"{folder}/store", sys.path, task])
                 ): rank
                 for rank in range(p)
             }
@@ -101,7 +98,7 @@ def _serve():
         except BaseException as error:
             ours = isinstance(error, InputError)
             answer = False, (ours, str(error) if ours else f"{type(error).__name__}: {error}")
-        answers.write(dumps(answer))
+        answers.write(pickle.dumps(answer))
         answers.flush()
 
 
@@ -157,54 +154,6 @@ def _end():
             with contextlib.suppress(OSError):
                 pipe.close()
     _workers.clear()
-
-
-def dumps(value):
-    """Pickle a value; functions that no module has (a notebook's, lambdas) are sent as code."""
-    file = io.BytesIO()
-    _Pickler(file).dump(value)
-    return file.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value):
-        if isinstance(value, types.ModuleType):
-            return importlib.import_module, (value.__name__,)
-        if isinstance(value, types.FunctionType) and not _importable(value):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            used = {name: value.__globals__[name] for name in _globals_of(value.__code__)
-                    if name in value.__globals__}  # fmt: skip
-            made = marshal.dumps(value.__code__), value.__name__, len(cells)
-            state = used, cells, value.__defaults__, value.__kwdefaults__
-            return _function, made, state, None, None, _fill
-        return NotImplemented
-
-
-def _importable(function):
-    found = sys.modules.get(function.__module__)
-    for name in function.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is function and function.__module__ != "__main__"
-
-
-def _globals_of(code):
-    """Return the global names that a function's code, or a function inside it, reads."""
-    names = {i.argval for i in dis.get_instructions(code) if i.opname.endswith("LOAD_GLOBAL")}
-    inside = [_globals_of(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    return names.union(*inside)
-
-
-def _function(code, name, n_cells):
-    cells = tuple(types.CellType() for _ in range(n_cells))
-    names = {"__builtins__": __builtins__, "__name__": "__main__"}
-    return types.FunctionType(marshal.loads(code), names, name, None, cells)
-
-
-def _fill(function, state):
-    used, cells, function.__defaults__, function.__kwdefaults__ = state
-    function.__globals__.update(used)
-    for cell, content in zip(function.__closure__ or (), cells, strict=True):
-        cell.cell_contents = content
 
 
 # Between the ranks
