@@ -150,6 +150,11 @@ def _sums_are(found, *vectors):
     return all(torch.allclose(x, sum(vectors), atol=1e-5) for x in results)
 
 
+def _each_sends_the_same(found, *vectors):
+    p, n = len(vectors), len(vectors[0])
+    return all(sent == 2 * (p - 1) * n // p for sent in found[1])
+
+
 all_reduce = Exercise(
     "x [n] of this rank, its number `rank`, the number of ranks p (n is a multiple of p), "
     "`send(to, tensor)` and `receive(source)` -> the sum [n] of all ranks' x. It runs on all ranks "
@@ -208,9 +213,9 @@ all_reduce = Exercise(
          "each rank has to return as many numbers as it was given."),
         (of_each(_sums_are),
          "the sums are not those of all ranks' numbers, or not on every rank."),
-        (of_each(lambda found, *vectors: sum(found[1]) == 2 * (len(vectors) - 1) * len(vectors[0])),
-         "the sums are right, but the ranks do not send 2(p-1)/p n numbers each. Send one part a "
-         "step, in 2(p-1) steps."),
+        (of_each(_each_sends_the_same),
+         "the sums are right, but not every rank sends 2(p-1)/p n numbers: while one sends more, "
+         "the others wait. Send one part a step, in 2(p-1) steps, all ranks at the same time."),
     ],
 )  # fmt: skip
 
@@ -381,7 +386,7 @@ def _clamped(slices, targets):
     return total
 
 
-def _without_m(slices, targets):
+def _without_top(slices, targets):
     """The largest logit is subtracted, and not added again."""
     return _split_loss(slices, targets) - _pieces(slices, targets)[0].amax(0).mean()
 
@@ -439,10 +444,11 @@ split_loss = Exercise(
          "the largest logit of the first slice is subtracted everywhere. In another slice there "
          "may be a much larger one."),
         (lambda s, t: _split_loss(s, t, shift=lambda largest: largest.max().expand(len(t))),
-         "one m is subtracted for all tokens. Each token (row) needs its own largest logit: "
+         "one number is subtracted for all tokens. Each token needs its own largest logit, [T]: "
          "another token's may be so much larger that every power is 0."),
-        (_without_m,
-         "m is subtracted in the exponents and missing after the logarithm: add it again."),
+        (_without_top,
+         "the largest logit is subtracted in the exponents and missing after the logarithm: add it "
+         "again."),
         (_sum_of_logs,
          "you add the logarithms of the slices' sums. Add the sums, then take the logarithm."),
         (lambda s, t: _split_loss(s, t, picked=_without_offset),
@@ -507,6 +513,19 @@ def _exchanged(a, b, top):
 def _normalised(first, second):
     values, top, sums = _merge(first, second)
     return values / sums.clamp(min=1e-30)[..., None], top, sums
+
+
+def _divided(first, second):
+    values, top, sums = _merge(first, second)
+    return values / sums[..., None], top, sums
+
+
+def _one_top(first, second):
+    """One top for all queries."""
+    top = torch.maximum(first[1].max(), second[1].max()).expand_as(first[1])
+    left, right = _scales(first[1], second[1], top)
+    values = first[0] * left[..., None] + second[0] * right[..., None]
+    return values, top, first[2] * left + second[2] * right
 
 
 def _kept_first(first, second):
@@ -574,6 +593,15 @@ merge = Exercise(
         (_normalised,
          "the values are divided by the total. Do that once, after the last part: the next merge "
          "needs the sums."),
+        (_divided,
+         "the values are divided by the total. Do that once, after the last part: the next merge "
+         "needs the sums."),
+        (_one_top,
+         "there is one top for all queries. Each query has its own: compare the tops element by "
+         "element."),
+        (lambda a, b: _kept_first(b, a),
+         "everything is made relative to the second part's top. If the first one is much larger, "
+         "e^ of the difference is infinite: use the larger one."),
         (_kept_first,
          "everything is made relative to the first part's top. If the second one is much larger, "
          "e^ of the difference is infinite: use the larger one."),
