@@ -95,14 +95,14 @@ def _on_ranks(answer, *vectors):
 
 
 def _ring(x, rank, p, send, receive, add=lambda old, new: old + new, put=lambda old, new: new,
-          first=None, second=None):  # fmt: skip
+          first=None, second=None, turn=0, sign=-1, apart=1):  # fmt: skip
     parts = list(x.chunk(p))
     half = p - 1
     for step in range((half if first is None else first(p)) + (
             half if second is None else second(p))):  # fmt: skip
-        out, into = (rank - step) % p, (rank - step - 1) % p
+        out, into = (rank + sign * step) % p, (rank + sign * step - apart) % p
         send((rank + 1) % p, parts[out])
-        join = add if step < half else put
+        join = add if step < half + turn else put
         parts[into] = join(parts[into], receive((rank - 1) % p))
     return torch.cat(parts)
 
@@ -150,10 +150,15 @@ def _sums_are(found, *vectors):
     return all(torch.allclose(x, sum(vectors), atol=1e-5) for x in results)
 
 
+def _each_sends_the_same(found, *vectors):
+    p, n = len(vectors), len(vectors[0])
+    return all(sent == 2 * (p - 1) * n // p for sent in found[1])
+
+
 all_reduce = Exercise(
     "x [n] of this rank, its number `rank`, the number of ranks p (n is a multiple of p), "
     "`send(to, tensor)` and `receive(source)` -> the sum [n] of all ranks' x. It runs on all ranks "
-    "at once; each sends 2(p-1)/p n numbers.",
+    "at once; each sends 2(p-1)/p n numbers. x itself stays as it is.",
     right=_ring,
     cases=_vectors,
     run=_on_ranks,
@@ -189,6 +194,16 @@ all_reduce = Exercise(
          "p - 1 until it is everywhere."),
         (lambda *case: _ring(*case, add=lambda old, new: new),
          "nothing is added: what arrives replaces a part in the first half already."),
+        (lambda *case: _ring(*case, turn=-1),
+         "it stops adding one step too early: add in p - 1 steps, then replace."),
+        (lambda *case: _ring(*case, turn=1),
+         "it adds in one step too many: add in p - 1 steps, then replace."),
+        (lambda *case: _ring(*case, apart=0),
+         "what arrives is joined to the part that this rank has just sent. It is the part that the "
+         "left neighbour has sent, and its number is smaller by one."),
+        (lambda *case: _ring(*case, sign=1),
+         "the number of the part grows with each step. Send on the part to which you have just "
+         "added something: its number is smaller by one."),
         (_same_part,
          "each rank sends its own part again and again. After the first step send on the part to "
          "which you have just added something."),
@@ -198,9 +213,9 @@ all_reduce = Exercise(
          "each rank has to return as many numbers as it was given."),
         (of_each(_sums_are),
          "the sums are not those of all ranks' numbers, or not on every rank."),
-        (of_each(lambda found, *vectors: sum(found[1]) == 2 * (len(vectors) - 1) * len(vectors[0])),
-         "the sums are right, but the ranks do not send 2(p-1)/p n numbers each. Send one part a "
-         "step, in 2(p-1) steps."),
+        (of_each(_each_sends_the_same),
+         "the sums are right, but not every rank sends 2(p-1)/p n numbers: while one sends more, "
+         "the others wait. Send one part a step, in 2(p-1) steps, all ranks at the same time."),
     ],
 )  # fmt: skip
 
@@ -281,6 +296,13 @@ part = Exercise(
          "the embeddings are cut by columns. Here the vocabulary is shared out: cut the rows."),
         (lambda *case: _part(*case, rows=(*_ROWS[:5], "tok_embeddings")),
          "the output matrix stays whole. It is cut by the vocabulary, its rows."),
+        (lambda *case: _part(*case, rows=(*_ROWS[:5], "tok_embeddings"),
+                             columns=(*_COLUMNS, "output")),
+         "the output matrix is cut by columns. Its rows are the vocabulary: cut the rows."),
+        (lambda *case: _part(*case, rows=(*_ROWS, "wo"), columns=("w2",)),
+         "wo is cut by rows. Its inputs are the outputs of the rank's heads: cut its columns."),
+        (lambda *case: _part(*case, rows=(*_ROWS, "w2"), columns=("wo",)),
+         "w2 is cut by rows. Its inputs are the rank's hidden numbers: cut its columns."),
         (lambda *case: _part(*case, cut=_every_pth),
          "a rank gets every p-th row or column. It has to be a block of neighbours, so that whole "
          "heads stay together."),
@@ -340,6 +362,35 @@ def _added(slices, targets):
     return sum(each[rows, targets.clamp(max=each.shape[1] - 1)] for each in slices)
 
 
+def _at_multiples(of):
+    """As `_pieces`, if the slices before number i held i times as many tokens as one of them."""
+
+    def picked(slices, targets):
+        total, rows = 0.0, torch.arange(len(targets))
+        for i, each in enumerate(slices):
+            place = targets - i * of(slices, each).shape[1]
+            mine = (place >= 0) & (place < each.shape[1])
+            found = each[rows, place.clamp(0, each.shape[1] - 1)]
+            total = total + torch.where(mine, found, 0.0)
+        return total
+
+    return picked
+
+
+def _clamped(slices, targets):
+    """The logit at the target's place, or at a slice's edge where it lies outside."""
+    total, first, rows = 0.0, 0, torch.arange(len(targets))
+    for each in slices:
+        total = total + each[rows, (targets - first).clamp(0, each.shape[1] - 1)]
+        first += each.shape[1]
+    return total
+
+
+def _without_top(slices, targets):
+    """The largest logit is subtracted, and not added again."""
+    return _split_loss(slices, targets) - _pieces(slices, targets)[0].amax(0).mean()
+
+
 def _loss_cases():
     def sliced(seed, sizes, T, scale=1.0, shift=0.0):
         logits = [x * scale + shift for x in drawn(seed, *[(T, size) for size in sizes])]
@@ -348,6 +399,8 @@ def _loss_cases():
         return logits, targets.to(logits[0].device)
 
     hand = [torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 0.0]])]
+    uneven, goals = sliced(7, (6, 6), 3)
+    heights = torch.tensor([[0.0], [300.0], [-300.0]])
     return {
         "1 token, 2 slices of 2 logits": (hand, torch.tensor([2])),
         "5 tokens, 2 slices": sliced(1, (7, 7), 5),
@@ -355,6 +408,7 @@ def _loss_cases():
         "slices of different widths": sliced(3, (9, 8, 8), 6),
         "logits around 300": sliced(4, (5, 5), 4, 4.0, 300.0),
         "logits around -300": sliced(5, (5, 5, 5), 4, 4.0, -300.0),
+        "tokens with logits around 0, 300 and -300": ([x + heights for x in uneven], goals),
         "slices of very different size": (
             [torch.full((2, 3), -200.0), torch.tensor([[5.0, 1, 0], [90.0, 88, 3]])],
             torch.tensor([4, 3])),
@@ -389,11 +443,25 @@ split_loss = Exercise(
         (lambda s, t: _split_loss(s, t, shift=lambda largest: largest[0]),
          "the largest logit of the first slice is subtracted everywhere. In another slice there "
          "may be a much larger one."),
+        (lambda s, t: _split_loss(s, t, shift=lambda largest: largest.max().expand(len(t))),
+         "one number is subtracted for all tokens. Each token needs its own largest logit, [T]: "
+         "another token's may be so much larger that every power is 0."),
+        (_without_top,
+         "the largest logit is subtracted in the exponents and missing after the logarithm: add it "
+         "again."),
         (_sum_of_logs,
          "you add the logarithms of the slices' sums. Add the sums, then take the logarithm."),
         (lambda s, t: _split_loss(s, t, picked=_without_offset),
          "the target's place within its slice is wrong where slices have different widths. "
          "Subtract the number of tokens in the slices before it."),
+        (lambda s, t: _split_loss(s, t, picked=_at_multiples(lambda slices, each: slices[0])),
+         "a slice does not begin at its number times the first slice's width: widths may differ. "
+         "Count the tokens in the slices before it."),
+        (lambda s, t: _split_loss(s, t, picked=_at_multiples(lambda slices, each: each)),
+         "a slice does not begin at its number times its own width: widths may differ. Count the "
+         "tokens in the slices before it."),
+        (lambda s, t: _split_loss(s, t, picked=_clamped),
+         "slices that do not hold the target give a logit for it, too. They must give 0."),
         (lambda s, t: _split_loss(s, t, picked=_added),
          "the target's logit is looked up in every slice, at the same place. Only one slice holds "
          "the target, at target minus the tokens before that slice."),
@@ -445,6 +513,19 @@ def _exchanged(a, b, top):
 def _normalised(first, second):
     values, top, sums = _merge(first, second)
     return values / sums.clamp(min=1e-30)[..., None], top, sums
+
+
+def _divided(first, second):
+    values, top, sums = _merge(first, second)
+    return values / sums[..., None], top, sums
+
+
+def _one_top(first, second):
+    """One top for all queries."""
+    top = torch.maximum(first[1].max(), second[1].max()).expand_as(first[1])
+    left, right = _scales(first[1], second[1], top)
+    values = first[0] * left[..., None] + second[0] * right[..., None]
+    return values, top, first[2] * left + second[2] * right
 
 
 def _kept_first(first, second):
@@ -512,6 +593,15 @@ merge = Exercise(
         (_normalised,
          "the values are divided by the total. Do that once, after the last part: the next merge "
          "needs the sums."),
+        (_divided,
+         "the values are divided by the total. Do that once, after the last part: the next merge "
+         "needs the sums."),
+        (_one_top,
+         "there is one top for all queries. Each query has its own: compare the tops element by "
+         "element."),
+        (lambda a, b: _kept_first(b, a),
+         "everything is made relative to the second part's top. If the first one is much larger, "
+         "e^ of the difference is infinite: use the larger one."),
         (_kept_first,
          "everything is made relative to the first part's top. If the second one is much larger, "
          "e^ of the difference is infinite: use the larger one."),

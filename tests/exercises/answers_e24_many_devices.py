@@ -131,6 +131,17 @@ def averaged(first, second):
     return (a + b) / 2, torch.maximum(a_top, b_top), a_total + b_total
 
 
+def chain(x, rank, p, send, receive):
+    """Up the ranks, adding, and down again: the ends send n numbers, the others 2n."""
+    total = x + receive(rank - 1) if rank else x
+    if rank + 1 < p:
+        send(rank + 1, total)
+        total = receive(rank + 1)
+    if rank:
+        send(rank - 1, total)
+    return total
+
+
 RIGHT = {
     "e24_many_devices.all_reduce": [leftwards, by_owners],
     "e24_many_devices.part": [by_index],
@@ -140,6 +151,7 @@ RIGHT = {
 OTHERS = {  # after a bare comment: two mistakes at once
     "e24_many_devices.all_reduce": [
         (receives_first, "all ranks wait"),
+        (chain, "not every rank sends 2(p-1)/p n numbers"),
         (whole_vectors, "sends all of x p - 1 times"),
         (lambda x, rank, p, send, receive: send(9, x), "sends to rank 9"),
         (lambda x, rank, p, send, receive: leftwards(x, rank, p, send, receive)[:-1],
