@@ -100,7 +100,7 @@ def open_slice(source, rank, ranks):
 
 
 class _Sum(torch.autograd.Function):
-    """[...] of each rank -> their sum, on every rank, where each computes the same from it on."""
+    """[...] on each rank -> the sum over the ranks, on every rank, the same bits on each."""
 
     @staticmethod
     def forward(ctx, x):
@@ -114,7 +114,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Copy(torch.autograd.Function):
-    """What all ranks have, and continue with differently: the gradients are added up."""
+    """What every rank has and uses differently: its gradients are summed over the ranks."""
 
     @staticmethod
     def forward(ctx, x):
@@ -162,7 +162,7 @@ class Joined:
 class Table:
     """The embeddings, split by vocabulary: ids [..., T] -> rows [..., T, D], looked up by one rank.
 
-    The other ranks add zeros to it.
+    The other ranks contribute zeros.
     """
 
     def __init__(self, part):

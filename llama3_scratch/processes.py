@@ -6,6 +6,8 @@ them for the next call; for the command line, torchrun starts them and `joined` 
 
 import atexit
 import contextlib
+import importlib
+import io
 import os
 import pickle
 import signal
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 
@@ -44,9 +47,7 @@ def run_on(p, function, *args):
     error on any rank ends all of them, and is raised here: `InputError` if it is one, else
     RuntimeError.
     """
-    import cloudpickle  # of the extra "notebooks"
-
-    task = cloudpickle.dumps((function, args))
+    task = _dumps((function, args))
     if any(worker.poll() is not None for worker in _workers):
         _end()
     _workers.extend(_start() for _ in range(p - len(_workers)))
@@ -154,6 +155,21 @@ def _end():
             with contextlib.suppress(OSError):
                 pipe.close()
     _workers.clear()
+
+
+def _dumps(value):
+    """Pickle a value; functions of a notebook are sent as code."""
+    import cloudpickle  # of the extra "notebooks"
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, value):
+            if isinstance(value, types.ModuleType):  # also torch's own kinds, such as its settings
+                return importlib.import_module, (value.__name__,)
+            return super().reducer_override(value)
+
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    return file.getvalue()
 
 
 # Between the ranks

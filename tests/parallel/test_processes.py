@@ -50,12 +50,14 @@ def test_a_notebooks_functions_are_sent_with_what_they_name():
     """Their module is __main__, which a rank does not have; here, functions of no file."""
     notebook = types.ModuleType("__main__")
     exec(  # two cells of a notebook
-        "import math\nimport torch.distributed as dist\n"
+        "import math, torch, types\n"
+        "import torch.distributed as dist, torch.distributed.config\n"
         "scale, table = 3, {'a': 1}\n"
         "def factorial(n):\n    return n * factorial(n - 1) if n else 1\n"
         "def outer(x, *, plus=2):\n"
         "    inner = lambda y: y * scale + x + math.floor(2.5)\n"
-        "    return inner(dist.get_rank()) + plus + table['a'] + factorial(4)\n",
+        "    its = types.SimpleNamespace(config=torch.tensor(0), distributed=0).config\n"
+        "    return inner(dist.get_rank()) + plus + table['a'] + factorial(4) + int(its)\n",
         vars(notebook),
     )
     assert run_on(2, notebook.outer, 10) == [10 + 2 + 2 + 1 + 24, 13 + 2 + 2 + 1 + 24]
