@@ -133,6 +133,7 @@ def test_the_search_finds_every_notebook_by_its_title(visit, site):
         title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
         words = re.findall(r"[A-Za-z]{3,}", "".join(title).splitlines()[0])
         assert any(f"{path.stem}.html" in href for href in hits(visit, site, words)), words
+    assert any("03_rope.html" in href for href in hits(visit, site, ["rope", "base"]))
     assert not hits(visit, site, ["xylophonist"])
 
 
