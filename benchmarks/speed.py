@@ -38,6 +38,8 @@ import threading
 import time
 from pathlib import Path
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as a mapped file's: pages of 2 MiB
+
 import torch
 from limited import anonymous
 from peers import Compiled, LlamaCpp, Transformers

@@ -2,7 +2,7 @@
 
 import torch
 
-from llama3_scratch.errors import require
+from llama3_scratch.errors import InputError, require
 
 
 class Cache:
@@ -52,7 +52,8 @@ class LayerCache:
     def append(self, key, value):
         """[..., T, K, H] twice -> [..., S, K, H] twice: store the new ones, return views of all."""
         stop, capacity = self.length + key.shape[-3], self.keys.shape[-2]
-        require(stop <= capacity, f"the cache has {capacity} positions: expected at least {stop}.")
+        if stop > capacity:  # no `require`: to write `stop` would make it a constant for compilers
+            raise InputError(f"the cache has {capacity} positions: expected at least {stop}.")
         self.keys[..., self.length : stop, :] = key.transpose(-3, -2)
         self.values[..., self.length : stop, :] = value.transpose(-3, -2)
         keys, values = self.keys[..., :stop, :], self.values[..., :stop, :]

@@ -78,7 +78,7 @@ class _Quick:
                 x.dtype == self.weight.dtype and ("one" if n_rows == 1 else "few") in faster()
             )
             if usable and self.product:
-                return self.product(x).type_as(x)
+                return self.product(x)
         elif torch.is_tensor(self.weight) and x.dtype in NARROW and "many" in faster():
             return in_float32(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         return x @ self.weight.T
@@ -97,7 +97,8 @@ def in_float32(rows, weight):
 def read_once(weight):
     """A matrix [O, I], or one that is packed -> a function [..., I] -> [..., O], or None.
 
-    It reads the matrix once for all rows, as it is stored. None if products.c cannot be compiled,
+    It reads the matrix once for all rows, as it is stored. Rows are of the matrix's type, or, for a
+    packed one, of any. None if products.c cannot be compiled,
     or does not know the type, the sizes or the groups.
     """
     n_in = weight.shape[1]
@@ -116,29 +117,32 @@ def _packed_read_once(weight):
     fits = fits and (weight.scales.dtype, weight.zeros.dtype) == (torch.float32, torch.uint8)
     if not fits or library() is None:
         return None
-    function, more, size = None, [], weight.group or n_in
+    function, level, size = None, [], weight.group or n_in
     if isinstance(weight, Int8) and n == 1 and n_in % 32 == 0:
         function = library().int8
-    level = size.bit_length() - 6  # 32 has 6 bits
-    if isinstance(weight, Int4) and n_in % 64 == n_in % size == 0 and size == 32 << max(0, level):
-        function, more = library().int4, [level]
+    doubled = size.bit_length() - 6  # 32 has 6 bits
+    if isinstance(weight, Int4) and n_in % 64 == n_in % size == 0 and size == 32 << max(0, doubled):
+        function, level = library().int4, [doubled]
     if function is None:
         return None
 
     def product(x):
+        if x.dtype == torch.float16:
+            return product(x.float()).half()
         room = x.numel() // n_in * (n_in // 2 + n_in // 8 + n)  # of x as int16, scales and sums
         scratch = torch.empty(room, dtype=torch.float32, device="cpu")
-        return _call(function, x.float(), weight.shape, stored, [scratch], more)
+        more = [x.dtype == torch.float32, *level]
+        return _call(function, x, weight.shape, stored, [scratch], more)
 
     return product
 
 
 def _call(function, x, shape, stored, scratch=(), more=()):
-    """Call a function of products.c for x [..., I] -> [..., O], float32."""
-    x = x.contiguous()
-    outputs = torch.empty(*x.shape[:-1], shape[0], dtype=torch.float32, device="cpu")
+    """Call a function of products.c for x [..., I] -> [..., O], in the type of x."""
+    x, (n_out, n_in) = x.contiguous(), shape
+    outputs = x.new_empty((*x.shape[:-1], n_out))
     pointers = [tensor.data_ptr() for tensor in (*stored, x, *scratch, outputs)]
-    function(*pointers, x.numel() // shape[1], *shape, torch.get_num_threads(), *more)
+    function(*pointers, x.numel() // n_in, n_out, n_in, torch.get_num_threads(), *more)
     return outputs
 
 
@@ -164,8 +168,8 @@ def library():
                 loaded = ctypes.CDLL(str(made))
                 pointer, size = ctypes.c_void_p, ctypes.c_long
                 loaded.bfloat16.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
-                loaded.int8.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int]
-                loaded.int4.argtypes = loaded.int8.argtypes + [ctypes.c_int]
+                loaded.int8.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int] * 2
+                loaded.int4.argtypes = [*loaded.int8.argtypes, ctypes.c_int]
                 return loaded
     return None
 

@@ -93,11 +93,13 @@ def test_inputs_in_bfloat16_are_whole_numbers_of_16_bits(kind):
     x[1, 32:64] *= 2.0**-20
     for scale in (1, 2.0**100, 2.0**-40):
         exact = (x * scale).double() @ W.dequantize().double().T
-        close(product(x * scale).double(), exact, 4e-6)
+        wide = product((x * scale).float())
+        close(wide.double(), exact, 4e-6)
+        assert torch.equal(product(x * scale), wide.bfloat16())
         changed = x.clone()
         changed[:, 100] *= 1 + 2**-7  # the control: one step of one input
         with pytest.raises(AssertionError):
-            close(product(changed * scale).double(), exact, 4e-6)
+            close(product((changed * scale).float()).double(), exact, 4e-6)
     assert (product(x * 2.0**-100).double().abs() < 2.0**-75).all()
     assert torch.equal(product(torch.zeros(1, 256)), torch.zeros(1, 48))
 
