@@ -28,6 +28,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 import tomllib
 import urllib.error
 import urllib.request
@@ -242,9 +243,35 @@ def playground():
 
 
 def dist():
-    """The wheel and the source distribution, with the pinned tools."""
+    """The wheel and the source distribution, with the pinned tools.
+
+    With LAUNCH_REPOSITORY=owner/name, a public copy on GitHub, their page on an index links to it.
+    """
     pip("--quiet", "hatchling", "editables")
-    python("-m", "hatchling", "build", "-d", "dist")
+    repository = os.environ.get("LAUNCH_REPOSITORY")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source" if repository else ROOT
+        if repository:
+            others = shutil.ignore_patterns(".git", ".venv", "build", "dist")
+            shutil.copytree(ROOT, source, ignore=others)
+            outward(source, repository)
+        command = [PYTHON, "-m", "hatchling", "build", "-d", ROOT / "dist"]
+        if status := subprocess.run(command, cwd=source).returncode:
+            sys.exit(status)
+
+
+def outward(folder, repository):
+    """Give a copy of the project the addresses that hold outside of it."""
+    readme, project = folder / "README.md", folder / "pyproject.toml"
+    raw, page = "https://raw.githubusercontent.com", f"https://github.com/{repository}"
+    text = readme.read_text(encoding="utf-8")
+    text = re.sub(r"\]\((images/[^)]+)\)", rf"]({raw}/{repository}/main/\1)", text)
+    text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({page}/blob/main/\1)", text)
+    readme.write_text(text, encoding="utf-8")
+    urls = {"Repository": "", "Issues": "/issues", "Changelog": "/blob/main/CHANGELOG.md"}
+    lines = "".join(f'{name} = "{page}{url}"\n' for name, url in urls.items())
+    with project.open("a", encoding="utf-8") as file:
+        file.write(f"\n[project.urls]\n{lines}")
 
 
 def serve():

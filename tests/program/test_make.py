@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from helpers import ROOT
@@ -167,3 +168,20 @@ def test_an_old_python_gives_one_message(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("Python 3.11 or later is needed, this is ")
+
+
+def test_the_page_on_an_index_links_to_the_public_copy(project, tmp_path):
+    """The control: as it stands, the README links to files beside it."""
+    links = r"\]\(([^)#]+)\)"
+    before = (ROOT / "README.md").read_text("utf-8")
+    near = [link for link in re.findall(links, before) if not link.startswith("https://")]
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    project.outward(tmp_path, "a-reader/a.copy")
+    after = re.findall(links, (tmp_path / "README.md").read_text("utf-8"))
+    assert all(link.startswith("https://") for link in after)
+    raw, page = "https://raw.githubusercontent.com/a-reader/a.copy/main/", "a.copy/blob/main/"
+    assert raw + "images/overview.svg" in after
+    assert {link.split(page)[-1].removeprefix(raw) for link in after} >= set(near) != set()
+    urls = tomllib.loads((tmp_path / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+    assert urls["Repository"] == "https://github.com/a-reader/a.copy" and len(urls) == 3
