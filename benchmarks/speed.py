@@ -7,9 +7,10 @@
 Random bfloat16 weights, the same for all. A "token" is one forward pass of one token after so many
 positions of random keys and values; a "prompt" is so many tokens with a new cache, in chunks as
 `generate` takes them, up to the first new token; a "batch" is one token for each of so many texts
-after 32 positions. All are tokens a second. The ways take turns, so that other work on the machine
-slows all of them; medians, the first turn not counted. A way that has taken --seconds for a line is
-not asked again. Beside: the most anonymous memory above what the weights take (see `watched`).
+after 32 positions. All are tokens a second. A token is timed after another one of the same way, as
+in decoding. The ways take turns, so that other work on the machine slows all of them; medians, the
+first turn not counted. A way that has taken --seconds for a line is not asked again. Beside: the
+most anonymous memory above what the weights take (see `watched`).
 
     limit         a sum of all bytes that a token needs, each read once: no token can be faster
     walkthrough   one head after another, and no cache: a token is a prompt of all positions
@@ -221,6 +222,12 @@ def timed(job):
     return said or time.perf_counter() - began
 
 
+def steady(way, n):
+    """Seconds of a token that comes after another one of the same way, as in decoding."""
+    way.token(n)
+    return timed(functools.partial(way.token, n))
+
+
 def watched(job):
     """Call a function -> its seconds, and the most anonymous memory above that before it."""
     with contextlib.suppress(AttributeError):  # glibc keeps what is freed; others do not
@@ -272,7 +279,7 @@ def measured(found, config, args):
                 jobs[name] = functools.partial(way.prompt, tokens)
             else:
                 way.fill(n, batch)
-                jobs[name] = functools.partial(way.token, n)
+                jobs[name] = functools.partial(steady, way, n)
         took, memory = turns(jobs, args.repeats, args.seconds)
         work = n if what == "prompt" else batch
         yield {
