@@ -20,14 +20,16 @@ def _matrices(sizes, tables=1):
 
 def _limit(
     sizes, S, B, bits, bandwidth, rate, *, tables=1, texts=True, read_by_each=False, heads="K",
-    both=2, cache_bits=16, L=None, per_byte=8, two=2, scores=True, rows=True, together=max,
+    both=2, cache_bits=16, L=None, per_byte=8, two=2, scores=4, queries="N", scored=True, rows=True,
+    together=max,
 ):  # fmt: skip
     """The right answer; every keyword is a mistake that can be made."""
     n = _matrices(sizes, tables)
     cached = both * (L or sizes["L"]) * sizes[heads] * sizes["H"] * S * (B if texts else 1)
     read = n * bits * (B if read_by_each else 1) + cached * (cache_bits or bits)
-    flops = two * n + (4 * sizes["L"] * S * sizes["N"] * sizes["H"] if scores else 0)
-    return together(read / per_byte / bandwidth, flops * (B if rows else 1) / rate)
+    scored_by = scores * sizes["L"] * S * sizes[queries] * sizes["H"] * (B if scored else 1)
+    flops = two * n * B + scored_by if rows else two * n + scored_by / B
+    return together(read / per_byte / bandwidth, flops / rate)
 
 
 def _but(**slip):
@@ -39,17 +41,18 @@ limit = Exercise(
     "a second from memory; FLOPs a second -> the least seconds of a pass that gives every text "
     "one token. The cache has 16 bits a number.",
     right=_limit,
-    cases=lambda: [
-        ({"V": 10, "L": 2, "D": 4, "F": 6, "N": 2, "K": 1, "H": 2}, 3, 1, 16, 1000, 10**9),
-        (ONE_B, 32, 1, 16, 30e9, 150e9),
-        (ONE_B, 4096, 1, 4, 30e9, 150e9),
-        (ONE_B, 16384, 8, 8, 30e9, 150e9),
-        (ONE_B, 32, 64, 16, 30e9, 150e9),
-        (BIG, 1024, 16, 16, 4.8e12, 9.9e14),
-        (BIG, 2048, 300, 4, 4.8e12, 4e14),
-        (TINY, 100, 512, 32, 30e9, 100e9),
-        (TINY, 50, 3, 4, 30e9, 1e9),
-    ],
+    cases=lambda: {
+        "the small case": (
+            {"V": 10, "L": 2, "D": 4, "F": 6, "N": 2, "K": 1, "H": 2}, 3, 1, 16, 1000, 10**9),
+        "a 1B, S = 32, B = 1, 16 bits": (ONE_B, 32, 1, 16, 30e9, 150e9),
+        "a 1B, S = 4,096, B = 1, 4 bits": (ONE_B, 4096, 1, 4, 30e9, 150e9),
+        "a 1B, S = 16,384, B = 8, 8 bits": (ONE_B, 16384, 8, 8, 30e9, 150e9),
+        "a 1B, S = 32, B = 64, 16 bits": (ONE_B, 32, 64, 16, 30e9, 150e9),
+        "an 8B, S = 1,024, B = 16, 16 bits": (BIG, 1024, 16, 16, 4.8e12, 9.9e14),
+        "an 8B, S = 2,048, B = 300, 4 bits": (BIG, 2048, 300, 4, 4.8e12, 4e14),
+        "tiny, S = 100, B = 512, 32 bits": (TINY, 100, 512, 32, 30e9, 100e9),
+        "tiny, S = 50, B = 3, 4 bits": (TINY, 50, 3, 4, 30e9, 1e9),
+    },
     mistakes=[
         (_but(tables=2),
          "the embedding table is counted as read, or multiplied by. A token reads one row of it, "
@@ -64,7 +67,16 @@ limit = Exercise(
         (_but(heads="N"),
          "the cache has keys for all N heads. It keeps those of the K key/value heads, and the "
          "query heads share them."),
-        (_but(both=1), "the cache holds keys and values: twice L K H numbers a position."),
+        (_but(both=1),
+         "the cache is counted half: it holds keys and values, twice L K H numbers a position, and "
+         "each number has two bytes."),
+        (_but(cache_bits=32), "the cache is counted with 32 bits a number. It keeps 16."),
+        (_but(cache_bits=128), "the cache's 16 bits a number are counted as 16 bytes."),
+        (lambda sizes, S, *rest: _limit(sizes, S + 1, *rest),
+         "each text attends to S positions, its new one included. You count one more."),
+        (lambda sizes, S, B, bits, *rest: _limit(
+            sizes, S, B, 8 * (bits // 8), *rest, cache_bits=16),
+         "`bits // 8` is 0 for 4 bits. Divide by `/`."),
         (_but(cache_bits=None),
          "the cache is counted with the bits of the weights. It keeps 16 bits a number."),
         (_but(L=1), "the cache of one layer is counted. Every layer has its own."),
@@ -72,7 +84,15 @@ limit = Exercise(
         (_but(two=1),
          "each weight is counted as one operation for a row. A multiplication and an addition are "
          "two."),
-        (_but(scores=False),
+        (_but(scores=2),
+         "the FLOPs of attention are counted half. It has two products: of the queries with the "
+         "keys, and of the probabilities with the values."),
+        (_but(queries="K"),
+         "the FLOPs of attention are counted for K heads. The N query heads share keys and values, "
+         "but each of them multiplies."),
+        (_but(scored=False),
+         "the FLOPs of attention are counted for one text. Each of the B texts has its own."),
+        (_but(scores=0),
          "the FLOPs of attention are missing: each of the N heads multiplies its query with S "
          "keys, and its probabilities with S values, in each layer."),
         (_but(rows=False),
@@ -89,6 +109,7 @@ limit = Exercise(
         (_but(together=lambda read, computed: computed),
          "the time of the arithmetic is right; the reading is missing. With one text it is what "
          "takes longer."),
+        (lambda *case: 1000 * _limit(*case), "these are milliseconds. Return seconds."),
         (lambda sizes, S, B, *rest: B / _limit(sizes, S, B, *rest),
          "these are tokens a second. Return the seconds of one pass."),
         (lambda sizes, S, B, *rest: _limit(sizes, S, B, *rest) / B,
@@ -97,7 +118,8 @@ limit = Exercise(
     properties=[
         (of_each(lambda found, *case: found > 0), "a time is more than 0."),
         (of_each(lambda found, *case: found <= 1.001 * _limit(*case, together=lambda a, b: a + b)),
-         "it is more than reading and arithmetic one after the other take."),
+         "it is too large: more than reading and arithmetic one after the other take. Something is "
+         "counted twice, or in another unit."),
         (of_each(lambda found, *case: found >= 0.999 * _limit(*case, together=min)),
          "it is less than the shorter of the two times. Count the numbers of one layer first: "
          "2 NHD + 2 KHD + 3 DF."),
@@ -141,6 +163,8 @@ slots = Exercise(
          "page p begins at slot p times `size`, not at slot p."),
         (lambda pages, start, T, size: [pages[t // size] * size for t in range(start, start + T)],
          "every token gets the first slot of its page."),
+        (lambda pages, start, T, size: _slots(sorted(pages), start, T, size),
+         "you sort the pages. Their order is that of the text's positions."),
         (lambda pages, start, T, size: _slots(pages, 0, T, size),
          "the tokens are stored from position 0 on. They begin at `start`."),
         (lambda pages, start, T, size: _slots(pages, 0, start + T, size),
@@ -209,6 +233,15 @@ def _early(arrivals, lengths, B):
     return ends
 
 
+def _added(arrivals, lengths, B):
+    """A text waits for a place, and then for its arrival once more."""
+    free, ends = [0] * B, []
+    for arrival, length in zip(arrivals, lengths, strict=True):
+        ends.append(arrival + heapq.heappop(free) + length - 1)
+        heapq.heappush(free, ends[-1] + 1)
+    return ends
+
+
 def _shortest_first(arrivals, lengths, B):
     free, ends, left = [0] * B, [0] * len(lengths), set(range(len(lengths)))
     while left:
@@ -259,6 +292,11 @@ queue = Exercise(
          "taken in that pass."),
         (_round_robin,
          "each text waits for a certain place. It takes whichever place is free first."),
+        (_added,
+         "you add the arrival and the pass in which a place is free. A text waits for both at the "
+         "same time: the later one counts."),
+        (lambda arrivals, lengths, B: sorted(_queue(arrivals, lengths, B)),
+         "these are the passes in the order in which texts end. Entry i belongs to text i."),
         (_shortest_first,
          "the shortest text that waits goes first. Here the order is that of the arrival."),
         (lambda arrivals, lengths, B: _queue([0] * len(lengths), lengths, B),
@@ -346,6 +384,8 @@ accept = Exercise(
         (_with_chance(lambda p, q, t: p[t]),
          "the token is accepted with probability p. It was proposed with probability q already, "
          "so it would be written with probability p q: divide by q."),
+        (lambda p, q, t: ((p / q).clamp(max=1), _accept(p, q, t)[1]),
+         "the first result has the chances of all tokens. Return one number: that of `token`."),
         (_with_chance(lambda p, q, t: torch.minimum(p, q).sum()),
          "this is the share of all drafts that will be accepted. It should depend on the token."),
         (_with_chance(lambda p, q, t: p.argmax() == t),
@@ -372,6 +412,8 @@ accept = Exercise(
          "the order is: the probability of accepting, then the probabilities to draw from."),
     ],
     properties=[
+        (of_each(lambda found, p, q, token: torch.as_tensor(found[1]).numel() == p.numel()),
+         "the second result is [V] probabilities, one for each token."),
         (of_each(lambda found, p, q, token: 0 <= float(found[0]) <= 1),
          "the first result is a probability: from 0 to 1."),
         (of_each(lambda found, p, q, token: abs(float(found[1].sum()) - 1) < 1e-4

@@ -48,7 +48,8 @@ RIGHT = {
 }
 OTHERS = {  # after a bare comment: two mistakes at once
     "e23_speed.limit": [
-        (lambda *case: limit_in_steps(*case) * 1000, "more than reading and arithmetic"),
+        (lambda *case: limit_in_steps(*case) * 10**6, "more than reading and arithmetic"),
+        (lambda *case: limit_in_steps(*case) * 1000, "milliseconds"),
         #
         (
             lambda sizes, S, B, *rest: limit_in_steps({**sizes, "L": 1}, S, B, *rest),
@@ -69,12 +70,21 @@ OTHERS = {  # after a bare comment: two mistakes at once
     ],
     "e23_speed.queue": [
         (lambda arrivals, lengths, B: queue_by_passes(arrivals, lengths, B + 1), "more than B"),
+        (lambda *case: sorted(queue_by_passes(*case)), "Entry i belongs to text i"),
         #
         (lambda arrivals, lengths, B: [0] * len(lengths), "before it can"),
     ],
     "e23_speed.accept": [
         (lambda p, q, token: (0.5, p), "not distributed as p"),
         (lambda p, q, token: (2.0, p), "from 0 to 1"),
+        (
+            lambda p, q, token: (
+                torch.minimum(torch.ones_like(p), p / q),
+                accept_elementwise(p, q, token)[1],
+            ),
+            "the chances of all tokens",
+        ),
+        (lambda p, q, token: (0.5, torch.tensor([token])), "one for each token"),
         #
         (lambda p, q, token: (1.0, p - q), "none below 0"),
     ],
