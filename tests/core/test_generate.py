@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import ODD, close, make_tokens, make_weights
+from torch._dynamo.utils import counters
 
 from llama3_scratch import Cache, InputError, forward, generate
+from llama3_scratch.cache import LayerCache
 from llama3_scratch.config import PRESETS
+from llama3_scratch.errors import require
 from llama3_scratch.generate import choose, chunk_size, token_probabilities
+from llama3_scratch.model import block, causal_mask, layer, rotations_at
 from llama3_scratch.speed import attend_fused
 
 
@@ -268,3 +272,27 @@ def test_the_cache_refuses_too_many_positions():
 def test_a_cached_position_of_the_8b_takes_128_kib():
     filled = Cache(PRESETS["Llama-3-8B"], 17, dtype=torch.bfloat16, device="meta")
     assert (filled.keys.nbytes + filled.values.nbytes) / 17 == 128 * 1024
+
+
+def test_decoding_is_not_compiled_again_for_each_token():
+    """Two graphs: one for a single position, one for every other number of them."""
+    weights, ids, config = make_weights(ODD), make_tokens(ODD, 9), ODD
+
+    def graphs(kind):
+        """Decode with a block that is recorded -> the number of recordings."""
+        torch.compiler.reset()
+        counters.clear()
+        recorded, filled = torch.compile(block, backend="eager"), Cache(config, 9)
+        for t in range(9):
+            at, own = torch.tensor([t]), kind(filled.keys[0], filled.values[0], t)
+            given = rotations_at(at, config), causal_mask(at, t + 1), config, own
+            recorded(weights["tok_embeddings.weight"][ids[t : t + 1]], layer(weights, 0), *given)
+        return counters["stats"]["unique_graphs"]
+
+    class Told(LayerCache):
+        def append(self, key, value):
+            require(self.length < 9, f"{self.length} positions")
+            return super().append(key, value)
+
+    assert graphs(LayerCache) == 2
+    assert graphs(Told) > 2  # the control: a message, whether or not it is needed
