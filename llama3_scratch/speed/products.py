@@ -1,11 +1,11 @@
 """Products with a matrix, as fast as this machine reads it: for `linear`, the second seam.
 
 For one row the time goes into reading the matrix, for many into arithmetic. PyTorch does neither
-well in bfloat16 on a CPU that has no instructions for it, so `quick` takes, where it is faster:
-for a few rows the functions of products.c, compiled for this machine on the first use (a fraction
-of a second); for many rows float32, a part of the matrix at a time. Which is faster is measured
-once in a process. For plain matrices the ways differ by the order of their sums only; for packed
-ones products.c rounds the inputs to 16 bits, with a scale for each 32 of them.
+well in bfloat16 on a CPU that has no instructions for it, so `quick` takes, where it is faster: for
+up to 32 rows, and for packed matrices, the functions of products.c, compiled for this machine on
+the first use (a fraction of a second); for many rows float32, a part of the matrix at a time. Which
+is faster is measured once in a process. For plain matrices the ways differ by the order of their
+sums only; for packed ones products.c rounds the inputs to 16 bits, with a scale for each 32.
 """
 
 import contextlib
@@ -71,16 +71,19 @@ class _Quick:
     def __rmatmul__(self, x):
         """[..., I] -> [..., O]"""
         n_rows = x.numel() // self.weight.shape[1]
-        if x.requires_grad and torch.is_grad_enabled():
+        if n_rows == 0 or (x.requires_grad and torch.is_grad_enabled()):
             return x @ self.weight.T
-        if 0 < n_rows <= FEW:
-            usable = self.packed or (
-                x.dtype == self.weight.dtype and ("one" if n_rows == 1 else "few") in faster()
-            )
-            if usable and self.product:
+        if n_rows <= FEW:
+            size = "one" if n_rows == 1 else "few"
+            fits = self.packed or (x.dtype == self.weight.dtype and size in faster())
+            if fits and self.product:
                 return self.product(x)
-        elif torch.is_tensor(self.weight) and x.dtype in NARROW and "many" in faster():
-            return in_float32(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+        elif "many" in faster():
+            if self.packed and self.product:
+                parts = [self.product(part) for part in x.flatten(0, -2).split(FEW)]
+                return torch.cat(parts).unflatten(0, x.shape[:-1])
+            if torch.is_tensor(self.weight) and x.dtype in NARROW:
+                return in_float32(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         return x @ self.weight.T
 
 
@@ -98,8 +101,8 @@ def read_once(weight):
     """A matrix [O, I], or one that is packed -> a function [..., I] -> [..., O], or None.
 
     It reads the matrix once for all rows, as it is stored. Rows are of the matrix's type, or, for a
-    packed one, of any. None if products.c cannot be compiled,
-    or does not know the type, the sizes or the groups.
+    packed one, of any. None if products.c cannot be compiled, or does not know the type, the sizes
+    or the groups.
     """
     n_in = weight.shape[1]
     if isinstance(weight, Packed):

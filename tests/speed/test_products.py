@@ -66,8 +66,10 @@ IN_C = set(PACKED) - {"int8, groups", "int4, 96", "awq"}
 
 
 @compiled
+@pytest.mark.parametrize("measured", [{"many"}, set()], ids=["many", ""])
 @pytest.mark.parametrize("kind", PACKED)
-def test_a_packed_product_is_that_of_the_matrix_it_stands_for(kind):
+def test_a_packed_product_is_that_of_the_matrix_it_stands_for(kind, measured, monkeypatch):
+    monkeypatch.setattr(products, "faster", lambda: measured)
     for shape in ((48, 128), (7, 4096), (31, 384)):
         W = PACKED[kind](drawn(*shape))
         size = W.group or shape[1]
@@ -78,6 +80,8 @@ def test_a_packed_product_is_that_of_the_matrix_it_stands_for(kind):
         exact = x.double() @ W.dequantize().double().T
         close((x @ quick({"w": W})["w"].T).double(), exact, 2**-13)
         close((x[0] @ quick({"w": W})["w"].T).double(), exact[0], 2**-13)
+        many = x.repeat(15, 1).unflatten(0, (5, 9))
+        close((many @ quick({"w": W})["w"].T).double().flatten(0, 1), exact.repeat(15, 1), 2**-13)
         x[:, 33] = 0  # the control
         with pytest.raises(AssertionError):
             close((x @ quick({"w": W})["w"].T).double(), exact, 2**-13)
