@@ -424,7 +424,7 @@ def main(words=None):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.directory or temporary) / f"{args.preset}, {config.n_layers} layers"
         folder.mkdir(parents=True, exist_ok=True)
-        longest = max([*args.positions, *args.prompts])
+        longest = max([*args.positions, *args.prompts], default=0)
         found, new = ways(config, args.only, folder, longest), []
         for line in measured(found, config, args):
             new.append(line)
