@@ -85,7 +85,8 @@ void bfloat16(const words *w, const words *x, void *out, long R, long O, long I,
         const words *row = w + o * (I / 16);
         long r = 0;
         for (; r + 4 <= R; r += 4) together(row, x + r * (I / 16), out, r * O + o, O, I, 4);
-        for (; r < R; r++) together(row, x + r * (I / 16), out, r * O + o, O, I, 1);
+        for (; r + 2 <= R; r += 2) together(row, x + r * (I / 16), out, r * O + o, O, I, 2);
+        if (r < R) together(row, x + r * (I / 16), out, r * O + o, O, I, 1);
     }
 }
 

@@ -2,7 +2,7 @@
 
 For one row the time goes into reading the matrix, for many into arithmetic. PyTorch does neither
 well in bfloat16 on a CPU that has no instructions for it, so `quick` takes, where it is faster: for
-up to 32 rows, and for packed matrices, the functions of products.c, compiled for this machine on
+up to 64 rows, and for packed matrices, the functions of products.c, compiled for this machine on
 the first use (a fraction of a second); for many rows float32, a part of the matrix at a time. Which
 is faster is measured once in a process. For plain matrices the ways differ by the order of their
 sums only; for packed ones products.c rounds the inputs to 16 bits, with a scale for each 32.
@@ -27,7 +27,7 @@ from llama3_scratch.checkpoint.lazy import LazyWeights
 from llama3_scratch.quantize.packed import Int4, Int8, Packed
 
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
-FEW = 32  # rows up to which products.c is used
+FEW = 64  # rows up to which products.c is used
 AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
 NARROW = torch.bfloat16, torch.float16
 
@@ -192,7 +192,7 @@ def faster():
     return found
 
 
-def seconds(*functions, repeats=4):
+def seconds(*functions, repeats=3):
     """Return the least seconds of each function; they take turns, the first is not counted."""
     times = []
     for _ in range(repeats + 1):
