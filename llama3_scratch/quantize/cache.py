@@ -2,7 +2,7 @@
 
 import torch
 
-from llama3_scratch.errors import require
+from llama3_scratch.errors import InputError, require
 from llama3_scratch.quantize.packed import absmax, one_to_a_byte, two_to_a_byte
 
 
@@ -57,7 +57,8 @@ class QuantizedLayerCache:
     def append(self, key, value):
         """[..., T, K, H] twice -> [..., S, K, H] twice: round the new ones, return all."""
         stop, capacity = self.length + key.shape[-3], self.scales.shape[-1]
-        require(stop <= capacity, f"the cache has {capacity} positions: expected at least {stop}.")
+        if stop > capacity:  # no `require`: to write `stop` would make it a constant for compilers
+            raise InputError(f"the cache has {capacity} positions: expected at least {stop}.")
         new = torch.stack([key, value]).transpose(-3, -2)  # [2, ..., K, T, H]
         codes, scales = absmax(new, self.bits)
         if self.bits == 4:
