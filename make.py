@@ -248,10 +248,10 @@ def dist():
     With LAUNCH_REPOSITORY=owner/name, a public copy on GitHub, their page on an index links to it.
     """
     pip("--quiet", "hatchling", "editables")
-    repository = os.environ.get("LAUNCH_REPOSITORY")
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "source" if repository else ROOT
-        if repository:
+        source = ROOT
+        if repository := os.environ.get("LAUNCH_REPOSITORY"):
+            source = Path(folder) / "source"
             others = shutil.ignore_patterns(".git", ".venv", "build", "dist")
             shutil.copytree(ROOT, source, ignore=others)
             outward(source, repository)

@@ -130,8 +130,8 @@ def _packed_read_once(weight):
         return None
 
     def product(x):
-        if x.dtype == torch.float16:
-            return product(x.float()).half()
+        if x.dtype not in (torch.float32, torch.bfloat16):  # which products.c knows
+            return product(x.float()).type_as(x)
         room = x.numel() // n_in * (n_in // 2 + n_in // 8 + n)  # of x as int16, scales and sums
         scratch = torch.empty(room, dtype=torch.float32, device="cpu")
         more = [x.dtype == torch.float32, *level]

@@ -80,6 +80,10 @@ def test_a_packed_product_is_that_of_the_matrix_it_stands_for(kind, measured, mo
         exact = x.double() @ W.dequantize().double().T
         close((x @ quick({"w": W})["w"].T).double(), exact, 2**-13)
         close((x[0] @ quick({"w": W})["w"].T).double(), exact[0], 2**-13)
+        for dtype in (torch.float64, torch.float16):
+            found = x.to(dtype) @ quick({"w": W})["w"].T
+            assert found.dtype == dtype
+            close(found.double(), exact, 2**-9)
         many = x.repeat(15, 1).unflatten(0, (5, 9))
         close((many @ quick({"w": W})["w"].T).double().flatten(0, 1), exact.repeat(15, 1), 2**-13)
         x[:, 33] = 0  # the control
