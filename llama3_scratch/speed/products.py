@@ -4,8 +4,9 @@ For one row the time goes into reading the matrix, for many into arithmetic. PyT
 well in bfloat16 on a CPU that has no instructions for it, so `quick` takes, where it is faster: for
 up to 64 rows, and for packed matrices, the functions of products.c, compiled for this machine on
 the first use (a fraction of a second); for many rows float32, a part of the matrix at a time. Which
-is faster is measured once in a process. For plain matrices the ways differ by the order of their
-sums only; for packed ones products.c rounds the inputs to 16 bits, with a scale for each 32.
+is faster is measured once in a process for each kind of matrix and power of two of rows. For plain
+matrices the ways differ by the order of their sums only; for packed ones products.c rounds the
+inputs to 16 bits, with a scale for each 32.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ import torch
 
 from llama3_scratch.checkpoint.lazy import LazyWeights
 from llama3_scratch.quantize.packed import Int4, Int8, Packed
+from llama3_scratch.quantize.rounding import rtn
 
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
 FEW = 64  # rows up to which products.c is used
@@ -56,11 +58,8 @@ class _Quick:
 
     def __init__(self, weight):
         self.weight, self.T = weight, self
-        self.packed = isinstance(weight, Packed)
-
-    @functools.cached_property
-    def product(self):
-        return read_once(self.weight)
+        self.plain = torch.is_tensor(weight)
+        self.kind = weight.dtype if self.plain else type(weight)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -71,20 +70,28 @@ class _Quick:
     def __rmatmul__(self, x):
         """[..., I] -> [..., O]"""
         n_rows = x.numel() // self.weight.shape[1]
-        if n_rows == 0 or (x.requires_grad and torch.is_grad_enabled()):
-            return x @ self.weight.T
-        if n_rows <= FEW:
-            size = "one" if n_rows == 1 else "few"
-            fits = self.packed or (x.dtype == self.weight.dtype and size in faster())
-            if fits and self.product:
-                return self.product(x)
-        elif "many" in faster():
-            if self.packed and self.product:
-                parts = [self.product(part) for part in x.flatten(0, -2).split(FEW)]
-                return torch.cat(parts).unflatten(0, x.shape[:-1])
-            if torch.is_tensor(self.weight) and x.dtype in NARROW:
-                return in_float32(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+        if n_rows > 0 and not (x.requires_grad and torch.is_grad_enabled()):
+            way = self.way(n_rows, x.dtype)
+            measured = self.plain or n_rows > FEW  # for few rows PyTorch would copy packed codes
+            if way and (not measured or faster(self.kind, x.dtype, n_rows)):
+                return way(x)
         return x @ self.weight.T
+
+    @functools.cached_property
+    def few(self):
+        return read_once(self.weight)
+
+    def many(self, x):
+        rows = x.flatten(0, -2)
+        if self.plain:
+            return in_float32(rows, self.weight).unflatten(0, x.shape[:-1])
+        return torch.cat([self.few(part) for part in rows.split(FEW)]).unflatten(0, x.shape[:-1])
+
+    def way(self, n_rows, dtype):
+        """Return the function for so many rows that is not PyTorch's, or None."""
+        if self.plain and (dtype != self.kind or dtype not in NARROW):
+            return None
+        return self.many if n_rows > FEW and (self.plain or self.few) else self.few
 
 
 def in_float32(rows, weight):
@@ -107,35 +114,30 @@ def read_once(weight):
     n_in = weight.shape[1]
     if isinstance(weight, Packed):
         return _packed_read_once(weight)
-    fits = weight.dtype == torch.bfloat16 and n_in % 16 == 0 and _readable(weight)
+    fits = weight.dtype == torch.bfloat16 and n_in % 32 == 0 and _readable(weight)
     if not fits or library() is None:
         return None
     return lambda x: _call(library().bfloat16, x, weight.shape, [weight])
 
 
 def _packed_read_once(weight):
-    n_in, n = weight.shape[1], weight.zeros.shape[1]
+    n_in, groups = weight.shape[1], weight.zeros.shape[1]
     stored = [weight.codes, weight.scales, weight.zeros]
-    fits = all(map(_readable, stored)) and weight.columns is None
+    level = 30 if groups == 1 else weight.group.bit_length() - 6  # 32 has 6 bits
+    fits = n_in % 128 == 0 and (groups == 1 or weight.group == 32 << max(0, level))
     fits = fits and (weight.scales.dtype, weight.zeros.dtype) == (torch.float32, torch.uint8)
-    if not fits or library() is None:
+    fits = fits and all(map(_readable, stored)) and weight.columns is None
+    if not fits or n_in % (weight.group or n_in) or library() is None:
         return None
-    function, level, size = None, [], weight.group or n_in
-    if isinstance(weight, Int8) and n == 1 and n_in % 32 == 0:
-        function = library().int8
-    doubled = size.bit_length() - 6  # 32 has 6 bits
-    if isinstance(weight, Int4) and n_in % 64 == n_in % size == 0 and size == 32 << max(0, doubled):
-        function, level = library().int4, [doubled]
-    if function is None:
-        return None
+    bits = 8 if isinstance(weight, Int8) else 4
 
     def product(x):
         if x.dtype not in (torch.float32, torch.bfloat16):  # which products.c knows
             return product(x.float()).type_as(x)
-        room = x.numel() // n_in * (n_in // 2 + n_in // 8 + n)  # of x as int16, scales and sums
-        scratch = torch.empty(room, dtype=torch.float32, device="cpu")
-        more = [x.dtype == torch.float32, *level]
-        return _call(function, x, weight.shape, stored, [scratch], more)
+        room = x.numel() // n_in * (n_in // 2 + n_in // 4 + groups)
+        scratch = torch.empty(room, dtype=torch.float32, device="cpu")  # steps, scales, sums
+        more = x.dtype == torch.float32, groups, level, bits
+        return _call(library().codes, x, weight.shape, stored, [scratch], more)
 
     return product
 
@@ -171,25 +173,28 @@ def library():
                 loaded = ctypes.CDLL(str(made))
                 pointer, size = ctypes.c_void_p, ctypes.c_long
                 loaded.bfloat16.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
-                loaded.int8.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int] * 2
-                loaded.int4.argtypes = [*loaded.int8.argtypes, ctypes.c_int]
+                loaded.codes.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int] * 2
+                loaded.codes.argtypes += [size] + [ctypes.c_int] * 2
                 return loaded
     return None
 
 
+def faster(kind, dtype, n_rows):
+    """Return whether our way is faster than PyTorch's; it is measured once for each power of two.
+
+    kind: the type of a plain matrix, or the class of a packed one; dtype: that of the rows.
+    """
+    return _faster(kind, dtype, 2 ** min(n_rows - 1, FEW).bit_length())
+
+
 @functools.cache
-def faster():
-    """Measure, once, which ways are faster than PyTorch's product: for "one" row, "few", "many"."""
-    weight = torch.zeros(2048, 2048, dtype=torch.bfloat16, device="cpu")
-    rows = torch.ones(FEW, 2048, dtype=torch.bfloat16, device="cpu")
-    ways = {"many": (rows, lambda x: in_float32(x, weight))}
-    if product := read_once(weight):
-        ways |= {"one": (rows[:1], product), "few": (rows, product)}
-    found = set()
-    for name, (x, way) in ways.items():
-        ours, torchs = seconds(lambda: way(x), lambda: x @ weight.T)  # noqa: B023
-        found |= {name} if ours < torchs else set()
-    return found
+def _faster(kind, dtype, n_rows):
+    zeros = torch.zeros(2048, 2048, device="cpu")
+    made = {Int8: Int8, Int4: lambda W: Int4(rtn(W, 4, 32))}.get(kind, lambda W: W.to(kind))(zeros)
+    x = torch.ones(n_rows, 2048, dtype=dtype, device="cpu")
+    way = _Quick(made).way(n_rows, dtype)
+    ours, torchs = seconds(lambda: way(x), lambda: x @ made.T)
+    return ours < torchs
 
 
 def seconds(*functions, repeats=3):

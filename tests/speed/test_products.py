@@ -26,13 +26,20 @@ def no_matrix_is_too_small(monkeypatch):
     monkeypatch.setattr(products, "SMALL", 0)
 
 
-@pytest.fixture(params=["one, few, many", "few", "", "no compiler"])
+FASTER = {  # what a machine may measure
+    "always": lambda kind, dtype, n_rows: True,
+    "few": lambda kind, dtype, n_rows: 1 < n_rows <= products.FEW,
+    "never": lambda kind, dtype, n_rows: False,
+    "no compiler": lambda kind, dtype, n_rows: True,
+}
+
+
+@pytest.fixture(params=FASTER)
 def way(request, monkeypatch):
     """Each way that a machine may take, whatever this one measures."""
     if request.param == "no compiler":
         monkeypatch.setattr(products, "library", lambda: None)
-    measured = {"many"} if request.param == "no compiler" else set(request.param.split(", "))
-    monkeypatch.setattr(products, "faster", lambda: measured)
+    monkeypatch.setattr(products, "faster", FASTER[request.param])
     return request.param
 
 
@@ -52,7 +59,9 @@ def test_a_product_is_float64s_up_to_rounding(shape, rows, way):
 PACKED = {
     "int8": Int8,
     "int8, zeros of their own": lambda W: Int8(rtn(W, 8)),
-    "int8, groups": lambda W: Int8(rtn(W, 8, 32)),
+    "int8, 32": lambda W: Int8(rtn(W, 8, 32)),
+    "int8, 64": lambda W: Int8(rtn(W, 8, 64)),
+    "int8, 128": lambda W: Int8(rtn(W, 8, 128)),
     "int4, 32": lambda W: Int4(rtn(W, 4, 32)),
     "int4, 32, symmetric": lambda W: Int4(rtn(W, 4, 32, symmetric=True)),
     "int4, 64": lambda W: Int4(rtn(W, 4, 64)),
@@ -62,20 +71,17 @@ PACKED = {
     "3 bits, 32": lambda W: Int4(rtn(W, 3, 32)),
     "awq": lambda W: Int4(awq(W, drawn(40, W.shape[1]), 4, 32)),
 }
-IN_C = set(PACKED) - {"int8, groups", "int4, 96", "awq"}
+IN_C = set(PACKED) - {"int4, 96", "awq"}
 
 
 @compiled
-@pytest.mark.parametrize("measured", [{"many"}, set()], ids=["many", ""])
+@pytest.mark.parametrize("measured", ["always", "never"])
 @pytest.mark.parametrize("kind", PACKED)
 def test_a_packed_product_is_that_of_the_matrix_it_stands_for(kind, measured, monkeypatch):
-    monkeypatch.setattr(products, "faster", lambda: measured)
+    monkeypatch.setattr(products, "faster", FASTER[measured])
     for shape in ((48, 128), (7, 4096), (31, 384)):
         W = PACKED[kind](drawn(*shape))
-        size = W.group or shape[1]
-        whole = size.bit_count() == 1 and shape[1] % size == 0
-        fits = kind in IN_C and (kind[:4] != "int4" or whole)
-        assert (products.read_once(W) is not None) == fits
+        assert (products.read_once(W) is not None) == (kind in IN_C)
         x = drawn(3, shape[1], seed=1)
         exact = x.double() @ W.dequantize().double().T
         close((x @ quick({"w": W})["w"].T).double(), exact, 2**-13)
@@ -192,6 +198,33 @@ def test_small_matrices_vectors_and_the_embedding_are_left_alone(monkeypatch):
         assert list(found) == list(weights) and found["large"] is not weights["large"]
         for name in ("small", "vector", "tok_embeddings.weight"):
             assert found[name] is weights[name]
+
+
+def test_what_is_faster_is_measured_once_for_each_power_of_two_of_rows(monkeypatch):
+    measured = []
+
+    def seconds(*functions):
+        measured.append(len(functions[1]()))
+        return [1, 2] if measured[-1] > 4 else [2, 1]
+
+    monkeypatch.setattr(products, "seconds", seconds)
+    products._faster.cache_clear()
+    numbers = (1, 2, 3, 4, 5, 8, 64, 65, 3000, 1, 7)
+    found = [products.faster(torch.bfloat16, torch.bfloat16, n) for n in numbers]
+    products._faster.cache_clear()
+    assert measured == [1, 2, 4, 8, 64, 128]
+    assert found == [n > 4 for n in numbers[:-2]] + [False, True]
+
+
+@compiled
+def test_packed_codes_are_not_copied_for_a_few_rows(monkeypatch):
+    """PyTorch's kernels would need them in another order."""
+    monkeypatch.setattr(products, "faster", FASTER["never"])
+    few, W = drawn(products.FEW, 128).bfloat16(), Int8(drawn(48, 128))
+    few @ quick({"w": W})["w"].T
+    assert not W.kernels
+    few @ W.T  # the control
+    assert W.kernels
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch):
