@@ -9,8 +9,8 @@
 
    Codes are whole numbers, and a CPU multiplies those best: x is rounded to whole numbers of 16
    bits, `steps`, times a power of two for each 32 inputs, its scale. What bfloat16 holds is exact
-   in that form down to 1/128 of the largest of the 32. So sums of 32 are exact; the rest is
-   float32. */
+   in that form down to 1/128 of the largest of the 32. Products are summed exactly, as whole
+   numbers, 4 or 8 at a time; the rest is float32. */
 
 #include <math.h>
 #include <stdint.h>
@@ -23,13 +23,14 @@ enum { BYTES = 64 };
 #else
 enum { BYTES = 32 };
 #endif
-enum { LANES = BYTES / 4, FOURS = BYTES / 16, AHEAD = 2048 / BYTES }; /* memory is asked for 2 KB
-                                                                         before it is needed */
-typedef float floats __attribute__((vector_size(BYTES), aligned(4)));
+enum { LANES = BYTES / 4, FOURS = BYTES / 16 };
+enum { AHEAD = 2048 / BYTES }; /* vectors, after which memory is asked for the next ones */
+
+typedef float floats __attribute__((vector_size(BYTES), aligned(1)));
 typedef float four __attribute__((vector_size(16)));
-typedef int32_t words __attribute__((vector_size(BYTES), aligned(4)));
-typedef int16_t shorts __attribute__((vector_size(BYTES), aligned(4)));
-typedef uint16_t unsigneds __attribute__((vector_size(BYTES), aligned(4)));
+typedef int32_t words __attribute__((vector_size(BYTES), aligned(1)));
+typedef int16_t shorts __attribute__((vector_size(BYTES), aligned(1)));
+typedef uint16_t unsigneds __attribute__((vector_size(BYTES), aligned(1)));
 
 #define INLINE static inline __attribute__((always_inline))
 static const int32_t UPPER = -65536; /* the upper 16 of 32 bits */
@@ -46,7 +47,7 @@ INLINE float sum(floats v) {
     return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-/* bfloat16 is the upper half of a float32, of which the nearest is taken, of two the even one. */
+/* bfloat16 is the upper half of a float32. Rounds to the nearest one, ties to even. */
 INLINE void store(void *out, long i, float value, int wide) {
     int32_t bits = as_bits(value);
     if (wide) ((float *)out)[i] = value;
@@ -78,8 +79,7 @@ INLINE words widened(const uint8_t *v) {
     return (words)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)v));
 }
 INLINE floats four_times(const float *v) {
-    const __m256i order = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
-    return (floats)_mm256_permutevar_ps((__m256)_mm256_broadcast_sd((const double *)v), order);
+    return (floats)_mm256_set_m128(_mm_set1_ps(v[1]), _mm_set1_ps(v[0]));
 }
 #else
 INLINE words pairs(unsigneds codes, shorts steps) {
@@ -121,9 +121,10 @@ void bfloat16(const words *w, const words *x, void *out, long R, long O, long I,
     }
 }
 
-/* x -> steps, in the order of codes of which a short holds n; the scales, each 16 / n times; the
-   sums of x within groups. Bits 23 to 30 of a float32 are its exponent; if it is 255, x is
-   infinite or not a number. */
+/* x -> its steps: for each vector of codes, of which a short holds n, those of the first code of
+   every short, then those of the second, ...; its scales, each 16 / n times; its sums within
+   groups. Bits 23 to 30 of a float32 are its exponent; if it is 255, x is infinite or not a
+   number. */
 INLINE void whole_numbers(const void *x, int16_t *steps, float *scales, float *sums, long R, long I,
                           long group, long n, int wide) {
     for (long g = 0; g < R * (I / group); g++) sums[g] = 0;
@@ -153,8 +154,8 @@ INLINE void whole_numbers(const void *x, int16_t *steps, float *scales, float *s
 }
 
 /* A vector of codes, of which a short holds n, times their steps: 16 / n sums belong to the first
-   32, as many to the next 32, ... Every second code of 4 bits is not shifted down, but taken as 16
-   codes. */
+   32, as many to the next 32, ... The second and the fourth code of 4 bits stay 4 bits up, so their
+   sum is divided by 16. */
 INLINE floats dots(const unsigneds *codes, const shorts *steps, const long n) {
     __builtin_prefetch(codes + AHEAD);
     unsigneds v = *codes, u = v >> 8;
@@ -189,12 +190,13 @@ INLINE float product(const unsigneds *codes, const float *scales, const uint8_t 
     return sum(all - shift);
 }
 
-/* Codes of so many bits that stand for scale (code - zero): each row has a scale and a zero for
-   each of its groups, of 32 << level neighbours or, if there is one, of all. */
+/* Codes of `bits` bits that stand for scale (code - zero): each row has a scale and a zero for each
+   of its groups, of 32 << level neighbours or, if there is one, of all. */
 void codes(const unsigneds *w, const float *scales, const uint8_t *zeros, const void *x,
-           float *scratch, void *out, long R, long O, long I, int threads, int wide, long groups,
-           int level, int bits) {
+           float *scratch, void *out, long R, long O, long I, int threads, int wide, int groups,
+           int bits) {
     const long n = 16 / bits, vectors = I / n / (BYTES / 2);
+    const int level = groups == 1 ? 30 : __builtin_ctzl(I / groups) - 5;
     const floats *step_scales = (floats *)scratch;
     float *sums = scratch + R * vectors * LANES;
     shorts *steps = (shorts *)(sums + R * groups);

@@ -4,9 +4,9 @@ For one row the time goes into reading the matrix, for many into arithmetic. PyT
 well in bfloat16 on a CPU that has no instructions for it, so `quick` takes, where it is faster: for
 up to 64 rows, and for packed matrices, the functions of products.c, compiled for this machine on
 the first use (a fraction of a second); for many rows float32, a part of the matrix at a time. Which
-is faster is measured once in a process for each kind of matrix and power of two of rows. For plain
-matrices the ways differ by the order of their sums only; for packed ones products.c rounds the
-inputs to 16 bits, with a scale for each 32.
+is faster is measured once in a process (see `faster`). For plain matrices the ways differ by the
+order of their sums only; for packed ones products.c rounds the inputs to 16 bits, with a scale for
+each 32.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from llama3_scratch.quantize.packed import Int4, Int8, Packed
 from llama3_scratch.quantize.rounding import rtn
 
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
-FEW = 64  # rows up to which products.c is used
+FEW = 64  # rows that products.c takes at a time; a power of two
 AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
 NARROW = torch.bfloat16, torch.float16
 
@@ -37,9 +37,10 @@ NARROW = torch.bfloat16, torch.float16
 def quick(weights):
     """{name: tensor or packed matrix} -> the same, each matrix as `linear` multiplies by it fast.
 
-    For inference, on the CPU; on other devices nothing changes. No weight is copied. A product
-    agrees with the core's up to the rounding of bfloat16 or float16, or, of a packed matrix in
-    float32, up to 2^-13 of its largest number.
+    For inference, on the CPU; on other devices nothing changes, nor do the embedding table, vectors
+    and matrices of fewer than 2^20 numbers. No weight is copied. A product agrees with the core's
+    up to the rounding of bfloat16 or float16; for a packed matrix each input may be off by 2^-15 of
+    the largest among 32 neighbours.
     """
     if isinstance(weights, dict):
         return {name: _quick(name, weight) for name, weight in weights.items()}
@@ -64,18 +65,20 @@ class _Quick:
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         """tensor @ self: without this the tensor first makes an error message, for 30 us."""
-        x, matrix = args
-        return matrix.__rmatmul__(x)
+        if function.__name__ not in ("matmul", "__matmul__") or not torch.is_tensor(args[0]):
+            return NotImplemented
+        return args[1].__rmatmul__(args[0])
 
     def __rmatmul__(self, x):
         """[..., I] -> [..., O]"""
         n_rows = x.numel() // self.weight.shape[1]
-        if n_rows > 0 and not (x.requires_grad and torch.is_grad_enabled()):
+        fits = n_rows > 0 and x.is_cpu and x.shape[-1] == self.weight.shape[1]
+        if fits and not (x.requires_grad and torch.is_grad_enabled()):
             way = self.way(n_rows, x.dtype)
             measured = self.plain or n_rows > FEW  # for few rows PyTorch would copy packed codes
             if way and (not measured or faster(self.kind, x.dtype, n_rows)):
                 return way(x)
-        return x @ self.weight.T
+        return x @ self.weight.T  # and its errors
 
     @functools.cached_property
     def few(self):
@@ -108,8 +111,9 @@ def read_once(weight):
     """A matrix [O, I], or one that is packed -> a function [..., I] -> [..., O], or None.
 
     It reads the matrix once for all rows, as it is stored. Rows are of the matrix's type, or, for a
-    packed one, of any. None if products.c cannot be compiled, or does not know the type, the sizes
-    or the groups.
+    packed one, of any. None if products.c cannot be compiled, or does not know the matrix: it takes
+    bfloat16 with I a multiple of 32, and codes with I a multiple of 128, no `columns`, zeros that
+    are whole numbers, and one scale a row or one for 32, 64, 128, ... codes.
     """
     n_in = weight.shape[1]
     if isinstance(weight, Packed):
@@ -123,11 +127,12 @@ def read_once(weight):
 def _packed_read_once(weight):
     n_in, groups = weight.shape[1], weight.zeros.shape[1]
     stored = [weight.codes, weight.scales, weight.zeros]
-    level = 30 if groups == 1 else weight.group.bit_length() - 6  # 32 has 6 bits
-    fits = n_in % 128 == 0 and (groups == 1 or weight.group == 32 << max(0, level))
+    size = weight.group or n_in
+    fits = n_in % 128 == n_in % size == 0
+    fits = fits and (groups == 1 or (size >= 32 and size.bit_count() == 1))
     fits = fits and (weight.scales.dtype, weight.zeros.dtype) == (torch.float32, torch.uint8)
     fits = fits and all(map(_readable, stored)) and weight.columns is None
-    if not fits or n_in % (weight.group or n_in) or library() is None:
+    if not fits or library() is None:
         return None
     bits = 8 if isinstance(weight, Int8) else 4
 
@@ -136,7 +141,7 @@ def _packed_read_once(weight):
             return product(x.float()).type_as(x)
         room = x.numel() // n_in * (n_in // 2 + n_in // 4 + groups)
         scratch = torch.empty(room, dtype=torch.float32, device="cpu")  # steps, scales, sums
-        more = x.dtype == torch.float32, groups, level, bits
+        more = x.dtype == torch.float32, groups, bits
         return _call(library().codes, x, weight.shape, stored, [scratch], more)
 
     return product
@@ -161,28 +166,29 @@ def library():
 
     The compiler is the one that the environment variable CC names, or cc.
     """
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if sys.byteorder != "little" or not shutil.which(compiler[0]):
         return None
     source = Path(__file__).with_name("products.c")
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
+    with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "products.so"
         fixed = ["-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(made)]
         for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP
-            if subprocess.run([*compiler, *threads, *fixed], capture_output=True).returncode == 0:
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                subprocess.run([*compiler, *threads, *fixed], capture_output=True, check=True)
                 loaded = ctypes.CDLL(str(made))
                 pointer, size = ctypes.c_void_p, ctypes.c_long
                 loaded.bfloat16.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
-                loaded.codes.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int] * 2
-                loaded.codes.argtypes += [size] + [ctypes.c_int] * 2
+                loaded.codes.argtypes = [pointer] * 6 + [size] * 3 + [ctypes.c_int] * 4
                 return loaded
     return None
 
 
 def faster(kind, dtype, n_rows):
-    """Return whether our way is faster than PyTorch's; it is measured once for each power of two.
+    """Return whether our way is faster than PyTorch's for so many rows.
 
-    kind: the type of a plain matrix, or the class of a packed one; dtype: that of the rows.
+    kind: the type of a plain matrix, or the class of a packed one; dtype: that of the rows. It is
+    measured once for each power of two up to 64 rows, and once for all numbers above.
     """
     return _faster(kind, dtype, 2 ** min(n_rows - 1, FEW).bit_length())
 
@@ -198,7 +204,7 @@ def _faster(kind, dtype, n_rows):
 
 
 def seconds(*functions, repeats=3):
-    """Return the least seconds of each function; they take turns, the first is not counted."""
+    """Return the least seconds of each function; they take turns, the first one is not counted."""
     times = []
     for _ in range(repeats + 1):
         began = [time.perf_counter()]

@@ -1,5 +1,6 @@
 """Quick weights: their products are those of the core up to rounding, whichever way is taken."""
 
+import os
 import subprocess
 import sys
 
@@ -66,6 +67,7 @@ PACKED = {
     "int4, 32, symmetric": lambda W: Int4(rtn(W, 4, 32, symmetric=True)),
     "int4, 64": lambda W: Int4(rtn(W, 4, 64)),
     "int4, 128": lambda W: Int4(rtn(W, 4, 128)),
+    "int4, 256": lambda W: Int4(rtn(W, 4, None if W.shape[1] % 256 else 256)),
     "int4, a row": lambda W: Int4(rtn(W, 4)),
     "int4, 96": lambda W: Int4(rtn(W, 4, 96)),
     "3 bits, 32": lambda W: Int4(rtn(W, 3, 32)),
@@ -142,6 +144,59 @@ def test_a_row_has_the_same_bits_alone_as_among_others(kind):
     alone = torch.cat([products.read_once(W)(row[None]) for row in x])
     assert torch.equal(together, alone)
     assert not torch.equal(together, alone.flip(0))  # the control
+
+
+@compiled
+@pytest.mark.parametrize("kind", sorted(IN_C))
+def test_small_inputs_beside_a_large_one_are_off_by_its_step(kind):
+    """The bound that `quick` states: each input by 2^-15 of the largest among its 32."""
+    W, x = PACKED[kind](drawn(48, 256)), drawn(3, 256, seed=1) / 100
+    x[:, ::32] = 1000
+    whole, product = W.dequantize().double(), products.read_once(W)
+    largest = x.unflatten(-1, (-1, 32)).abs().amax(-1).double().repeat_interleave(32, -1)
+    bound = largest @ whole.T.abs() * (2.0**-15 + 2.0**-20)  # and the sums in float32
+    off = (product(x).double() - x.double() @ whole.T).abs()
+    assert (off <= bound).all()
+    assert (off > bound / 64).any()  # the control: the bound is not a wide one
+
+
+@compiled
+@pytest.mark.parametrize("without", ["", "-mno-avx512f", "-mno-avx2"])
+def test_each_form_of_the_c_code(without, monkeypatch):
+    """For vectors of 64 bytes, of 32, and plain: as far as this machine has them."""
+    monkeypatch.setenv("CC", f"cc {without}")
+    macros = subprocess.run(
+        ["cc", *without.split(), "-march=native", "-dM", "-E", "-x", "c", os.devnull],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if macros.returncode:
+        pytest.skip(f"this compiler does not know {without}")
+    assert f"__{without[5:].upper()}__" not in macros.stdout
+    form = products.library.__wrapped__()
+    monkeypatch.setattr(products, "library", lambda: form)
+    for n_in in (128, 384, 1024):
+        W, x = drawn(31, n_in), drawn(9, n_in, seed=1)
+        for kind in sorted(IN_C):
+            matrix = PACKED[kind](W)
+            exact = x.double() @ matrix.dequantize().double().T
+            close(products.read_once(matrix)(x).double(), exact, 2**-13)
+            with pytest.raises(AssertionError):  # the control: rows in another order
+                close(products.read_once(matrix)(x.flip(0)).double(), exact, 2**-13)
+        W, x = W.bfloat16(), x.bfloat16()
+        close(products.read_once(W)(x).double(), x.double() @ W.double().T, 2**-8)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8, 32"])
+def test_what_does_not_fit_raises_as_the_plain_product_does(kind, way):
+    W = drawn(64, 128).bfloat16() if kind == "bfloat16" else PACKED[kind](drawn(64, 128))
+    matrix, x = quick({"w": W})["w"], drawn(2, 128).bfloat16()
+    for wrong in (x.reshape(1, 256), x.reshape(4, 64), torch.ones(512).bfloat16(), x.to("meta")):
+        with pytest.raises((RuntimeError, ValueError)):
+            torch.nn.functional.relu(wrong @ matrix.T).tolist()
+    for other in (lambda: x + matrix, lambda: torch.matmul(matrix, x), lambda: matrix @ x):
+        with pytest.raises(TypeError):
+            other()
+    assert (x @ matrix.T).shape == torch.matmul(x, matrix).shape == (2, 64)  # the control
 
 
 @compiled
@@ -231,6 +286,12 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch):
     for compiler in ("no-such-compiler", "false"):
         monkeypatch.setenv("CC", compiler)
         assert products.library.__wrapped__() is None
+
+
+@compiled
+def test_an_empty_cc_is_cc(monkeypatch):
+    monkeypatch.setenv("CC", "")
+    assert products.library.__wrapped__() is not None
 
 
 def test_numbers_that_are_nearly_zero_stay_after_the_library_is_loaded():
