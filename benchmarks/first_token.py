@@ -65,6 +65,7 @@ def write_metas(folder, _, config):
 def write_hugging_faces(folder, metas, config):
     """Write the numbers of Meta's folder in transformers' layout, one tensor at a time."""
     import torch
+    from tokenizers.processors import Sequence, TemplateProcessing
     from transformers import LlamaConfig
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -92,7 +93,10 @@ def write_hugging_faces(folder, metas, config):
     converter = TikTokenConverter(
         str(metas / "tokenizer.model"), SPLIT_PATTERN, extra_special_tokens=dict.fromkeys(special)
     )
-    content = json.loads(converter.converted().to_str())
+    made, bos = converter.converted(), "<|begin_of_text|>"
+    first = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, 128000)])
+    made.post_processor = Sequence([made.post_processor, first])  # as in released files
+    content = json.loads(made.to_str())
     merges = content["model"]["merges"]  # released files have them as strings, with one space
     content["model"]["merges"] = [
         pair if isinstance(pair, str) else " ".join(pair) for pair in merges
