@@ -104,10 +104,10 @@ def _llama_3s(content):
     model, vocab, byte_of = content["model"], content["model"]["vocab"], byte_alphabet()
     tokens = sorted(vocab, key=vocab.__getitem__)
     ranks = {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)}
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    merged = [vocab[left + right] for left, right in pairs]
-    ways = {(t[:i], t[i:]) for t in tokens for i in range(1, len(t))
-            if t[:i] in vocab and t[i:] in vocab}  # fmt: skip
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    pairs = (merge.split(" ") for merge in merges)
+    merged = [vocab[left + right] for left, right in pairs if left in vocab and right in vocab]
+    n_ways = sum(t[:i] in vocab and t[i:] in vocab for t in tokens for i in range(1, len(t)))
     entries = sorted(content["added_tokens"], key=lambda entry: entry["id"])
     ids, names = ([entry[key] for entry in entries] for key in ("id", "content"))
     cut, letters = content["pre_tokenizer"]["pretokenizers"]
@@ -118,7 +118,7 @@ def _llama_3s(content):
         and cut == CUT and letters | {"trim_offsets": True} == BYTE_LEVEL
         and model.get("type") == "BPE" and not any(map(model.get, OTHER_MODELS))
         and model.get("ignore_merges") is True
-        and len(pairs) == len(ways) and set(map(tuple, pairs)) == ways and merged == sorted(merged)
+        and len(set(merges)) == len(merges) == len(merged) == n_ways and merged == sorted(merged)
         and list(map(vocab.get, tokens)) == list(range(len(ranks))) and all(tokens)
         and all(bytes([byte]) in ranks for byte in range(256))
         and ids == list(range(len(ranks), len(ranks) + len(ids)))
