@@ -107,3 +107,5 @@ addEventListener("beforeprint", printWhole);
 addCopyButtons();
 reachScrollingBoxes();
 addEventListener("resize", reachScrollingBoxes);
+addEventListener("toggle", reachScrollingBoxes, true); // what was folded had no width
+document.fonts.addEventListener("loadingdone", reachScrollingBoxes); // letters change theirs

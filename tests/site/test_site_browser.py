@@ -72,6 +72,7 @@ def open_whole(page, site, name):
     page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
     page.evaluate("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
     wait_until(page, "[...document.images].every((image) => image.complete)")
+    wait_until(page, "document.fonts.status === 'loaded'")
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert too_wide(page) == 0
 
@@ -101,6 +102,30 @@ def test_a_page_has_no_fault(windows, site, size, theme, name):
     assert page.evaluate("document.documentElement.dataset.theme") == theme
     left_out = [] if size == "phone" or name in FRAME_SEEN_ON else ["color-contrast"]
     assert not violations(page, *left_out)
+    assert not wrong
+
+
+def test_a_box_that_begins_to_scroll_can_be_reached_by_keyboard(windows, site):
+    """When letters of another width have been loaded, or a fold was opened."""
+    page, wrong = windows["phone", "light"]
+    page.goto((site / "notebooks/06_swiglu_feed_forward.html").as_uri())
+    page.evaluate("document.fonts.ready")
+    tab = """(box) => [box.scrollWidth > box.clientWidth + 1, box.tabIndex]"""
+    formula = page.locator("div.formula").first
+    formula.evaluate("(box) => { box.firstElementChild.style.paddingLeft = '2000px'; }")
+    formula.evaluate("(box) => { box.removeAttribute('tabindex'); }")
+    assert formula.evaluate(tab) == [True, -1]  # the control
+    page.evaluate("document.fonts.dispatchEvent(new Event('loadingdone'))")
+    assert formula.evaluate(tab) == [True, 0]
+    page.evaluate("""() => {
+        const fold = document.createElement("details");
+        fold.id = "new";
+        fold.append(document.createElement("pre"));
+        fold.firstChild.textContent = "wide ".repeat(200);
+        document.querySelector("article").append(fold);
+        fold.open = true;
+    }""")
+    wait_until(page, "document.querySelector('#new pre').tabIndex === 0")
     assert not wrong
 
 
