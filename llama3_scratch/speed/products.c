@@ -24,7 +24,7 @@ enum { BYTES = 64 };
 enum { BYTES = 32 };
 #endif
 enum { LANES = BYTES / 4, FOURS = BYTES / 16 };
-enum { AHEAD = 2048 / BYTES }; /* vectors, after which memory is asked for the next ones */
+enum { AHEAD = 4096 / BYTES }; /* vectors, after which memory is asked for the next ones */
 
 typedef float floats __attribute__((vector_size(BYTES), aligned(1)));
 typedef float four __attribute__((vector_size(16)));

@@ -30,6 +30,7 @@ from llama3_scratch.quantize.rounding import rtn
 
 SMALL = 2**20  # numbers; smaller matrices are left alone: they stay in the CPU's cache
 FEW = 64  # rows that products.c takes at a time; a power of two
+MANY = 512  # rows: what is faster for these is taken for more, too; a power of two
 AT_ONCE = 2**19  # numbers that are made float32 together, so that they stay in the CPU's cache
 NARROW = torch.bfloat16, torch.float16
 
@@ -188,9 +189,9 @@ def faster(kind, dtype, n_rows):
     """Return whether our way is faster than PyTorch's for so many rows.
 
     kind: the type of a plain matrix, or the class of a packed one; dtype: that of the rows. It is
-    measured once for each power of two up to 64 rows, and once for all numbers above.
+    measured once for each power of two up to 512 rows.
     """
-    return _faster(kind, dtype, 2 ** min(n_rows - 1, FEW).bit_length())
+    return _faster(kind, dtype, 2 ** min(n_rows - 1, MANY - 1).bit_length())
 
 
 @functools.cache
