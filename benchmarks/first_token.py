@@ -94,7 +94,7 @@ def write_hugging_faces(folder, metas, config):
         str(metas / "tokenizer.model"), SPLIT_PATTERN, extra_special_tokens=dict.fromkeys(special)
     )
     made, bos = converter.converted(), "<|begin_of_text|>"
-    first = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, 128000)])
+    first = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, made.token_to_id(bos))])
     made.post_processor = Sequence([made.post_processor, first])  # as in released files
     content = json.loads(made.to_str())
     merges = content["model"]["merges"]  # released files have them as strings, with one space

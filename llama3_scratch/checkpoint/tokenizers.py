@@ -107,6 +107,7 @@ def _llama_3s(content):
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     pairs = (merge.split(" ") for merge in merges)
     merged = [vocab[left + right] for left, right in pairs if left in vocab and right in vocab]
+    # Different merges of known tokens into known ones: as many as there are ways are all of them.
     n_ways = sum(t[:i] in vocab and t[i:] in vocab for t in tokens for i in range(1, len(t)))
     entries = sorted(content["added_tokens"], key=lambda entry: entry["id"])
     ids, names = ([entry[key] for entry in entries] for key in ("id", "content"))
